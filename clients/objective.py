@@ -1,0 +1,60 @@
+"""What a local objective is: the part of a client that differs between methods."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from fedkd.data.loading import Loader
+from fedkd.models.student import Student
+from fedkd.training import Losses
+
+
+class Objective(Protocol):
+    """A local objective; one is made for each client and round, and its state outlives it."""
+
+    clip_norm: float | None
+    """Gradient norm at which this method clips unless the config says otherwise."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that the client keeps between rounds; empty if there are none."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`state`; never called before a client's first round."""
+
+    def shared(self) -> dict[str, Tensor]:
+        """Tensors that travel and are averaged with the student; empty if there are none."""
+
+    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from the average of what the clients shared."""
+
+    def start_round(self, student: Student, loader: Loader, round_number: int) -> dict[str, float]:
+        """Do what comes before local training; returns values to log for this client."""
+
+    def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
+        """Loss of a batch in training; pixels are augmented, float (batch, 3, height, width)."""
+
+    def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Loss per example of the received student, float (batch,), under no_grad."""
+
+
+class Stateless:
+    """The answers of an objective that keeps nothing, shares nothing and prepares nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to continue."""
+
+    def shared(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing to continue."""
+
+    def start_round(self, student: Student, loader: Loader, round_number: int) -> dict[str, float]:
+        """Nothing to prepare."""
+        return {}

@@ -1,0 +1,191 @@
+"""Loading of recipes: a TOML file, what it extends, and ``key=value`` overrides, into a model.
+
+The models themselves (:class:`Section` subclasses) live with what they describe; the recipe of a
+federation is :class:`fedkd.recipe.Recipe`. Defaults stand in the models only.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedkd.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every config model: frozen, no unknown keys, a docstring under each field."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def load(model: type[Model], path: Path | str, overrides: Sequence[str] = ()) -> Model:
+    """Read a recipe, apply overrides and validate.
+
+    Args:
+        model: The model to fill.
+        path: TOML file. Its key ``extends`` names another recipe, relative to this one, whose
+            values it changes; tables are merged key by key.
+        overrides: ``key=value`` texts with dotted keys, later ones win. Values are TOML
+            (``0.5``, ``true``, ``[1, 2]``, ``"text"``); a bare word counts as text.
+
+    Raises:
+        ConfigError: Unreadable file, unknown key (with the nearest known one), value out of range.
+    """
+    values = _read(Path(path), model, seen=())
+    for text in overrides:
+        _merge(values, _parse_override(text), model)
+    return build(model, values, where=str(path), overrides=overrides)
+
+
+def build(
+    model: type[Model],
+    values: Mapping[str, Any],
+    where: str = "the given config",
+    overrides: Sequence[str] = (),
+) -> Model:
+    """Validate plain values into a model; a ConfigError has one line for each thing wrong."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        changed = [text.partition("=")[0].strip() for text in overrides]
+        lines = [_explain(item, model, where, changed) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(config: Section) -> str:
+    """The resolved config as TOML; keys that are None are left out, as None is their default."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _read(path: Path, model: type[Section], seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself through {seen[-1]}; remove one `extends`")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(_missing(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"extends is {base!r} in {path}; it must be the path of one recipe")
+    merged = _read(path.parent / base, model, (*seen, path.resolve()))
+    _merge(merged, values, model)
+    return merged
+
+
+def _missing(path: Path) -> str:
+    folder = path.parent
+    names = sorted(entry.name for entry in folder.glob("*.toml")) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean {folder / near[0]}?" if near else "; check the path"
+    return f"there is no config file {path}{hint}"
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"override {text!r} is not key=value; write for example strategy.name=mas"
+        )
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section] | None) -> None:
+    """Lay ``change`` over ``base`` in place, table by table.
+
+    Where a table's name chooses between models (the data set), another name starts the table
+    afresh: keys of one data set mean nothing to the next.
+    """
+    for key, value in change.items():
+        old = base.get(key)
+        field = model.model_fields.get(key) if model else None
+        if not isinstance(value, Mapping) or not isinstance(old, dict):
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+        elif (
+            field and field.discriminator and value.get("name", old.get("name")) != old.get("name")
+        ):
+            base[key] = dict(value)
+        else:
+            inner = field.annotation if field else None
+            _merge(old, value, inner if _is_section(inner) else None)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _explain(
+    error: ErrorDetails, model: type[Section], where: str, overridden: Sequence[str]
+) -> str:
+    """One line for one validation error: key, value seen, what is allowed."""
+    location = [str(part) for part in error["loc"]]
+    sections, location = _walk(model, location)
+    key = ".".join(location)
+    if key in overridden:
+        where = "the command line"
+    if error["type"] == "extra_forbidden":
+        known = [name for section in sections for name in section.model_fields]
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        prefix = "".join(f"{part}." for part in location[:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key} in {where}; {hint}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "missing":
+        return f"{key} is missing in {where}; it must be given"
+    if error["type"] in ("value_error", "assertion_error"):
+        return f"{key + ': ' if key else ''}{message} (in {where})"
+    return f"{key} is {error['input']!r} in {where}; it must be {message}"
+
+
+def _walk(model: type[Section], location: list[str]) -> tuple[list[type[Section]], list[str]]:
+    """The models that may hold the last key, and the location without union tags."""
+    sections, path = [model], []
+    for part in location:
+        fields = [
+            section.model_fields[part] for section in sections if part in section.model_fields
+        ]
+        if fields:
+            path.append(part)
+            inner = list(_sections_in(fields[0].annotation))
+            sections = inner or sections
+        elif any(_tag(section) == part for section in sections):
+            sections = [section for section in sections if _tag(section) == part]
+        else:
+            path.append(part)
+    return sections, path
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if _is_section(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)
+
+
+def _tag(section: type[Section]) -> str | None:
+    """The value of ``name`` that selects this model in a union, if it is one of several."""
+    field = section.model_fields.get("name")
+    values = get_args(field.annotation) if field else ()
+    return str(values[0]) if len(values) == 1 else None

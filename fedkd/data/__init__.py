@@ -1,0 +1,1 @@
+"""Data sets, each delivered as :class:`fedkd.data.images.Splits`."""

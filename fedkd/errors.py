@@ -1,0 +1,40 @@
+"""Errors that a user can cause and mend; the command line prints their text and exits with 2."""
+
+
+class FedkdError(Exception):
+    """Base of all errors whose text is meant for the user.
+
+    The text says what is wrong, the value seen, what is allowed and the next step.
+    """
+
+
+class ConfigError(FedkdError):
+    """A recipe or an override is wrong: unknown key, value out of range, impossible combination."""
+
+
+class DataError(FedkdError):
+    """A data set cannot be used: missing file, broken image, unknown label, empty split."""
+
+
+class PartitionError(FedkdError):
+    """The training images cannot be divided over the clients as the config asks."""
+
+
+class TeacherError(FedkdError):
+    """A teacher cannot be loaded: missing file, wrong hash, wrong keys, wrong input size."""
+
+
+class StudentError(FedkdError):
+    """A student cannot be built or initialised as the config asks."""
+
+
+class DependencyError(FedkdError):
+    """An optional package is missing; the text names the extra that installs it."""
+
+
+class ClientFailure(FedkdError):
+    """One or more clients raised; the text names each with its partition id and traceback."""
+
+
+class UpdateRefused(FedkdError):
+    """A client's reply may not enter the aggregate: non-finite values, wrong names or shapes."""

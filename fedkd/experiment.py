@@ -1,0 +1,283 @@
+"""An experiment, opened: the images, clients, teacher and device that a recipe names."""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.catalog import load_splits
+from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.data.loading import Loader
+from fedkd.data.longtail import head_medium_tail
+from fedkd.errors import ConfigError, DataError, PartitionError, TeacherError
+from fedkd.models.factory import build_student
+from fedkd.models.student import Student, load_initial
+from fedkd.partition import Partition, partition
+from fedkd.recipe import Recipe
+from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.zoo import measure_reference, open_teacher
+
+logger = logging.getLogger(__name__)
+
+InitialStudent = nn.Module | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that clients and server read and nobody changes.
+
+    Attributes:
+        recipe: The resolved config.
+        splits: Train (all hospitals, one store), val and test.
+        partition: The rows of ``splits.train`` that each client has.
+        teacher: Frozen teacher; None where the objective has none.
+        device: Where networks and batches live.
+        dtype: Floating-point type of networks and pixels.
+    """
+
+    recipe: Recipe
+    splits: Splits
+    partition: Partition
+    teacher: Teacher | None
+    device: torch.device
+    dtype: torch.dtype
+    initial_student: InitialStudent | None = field(default=None, repr=False)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of hospitals."""
+        return len(self.partition.indices)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, absent ones included."""
+        return self.splits.train.num_classes
+
+    def groups(self) -> dict[str, Integers]:
+        """Class indices of ``head``, ``medium`` and ``tail``, by training images."""
+        head, medium, tail = head_medium_tail(self.splits.train.class_counts())
+        return {"head": head, "medium": medium, "tail": tail}
+
+    def loader(self, partition_id: int) -> Loader:
+        """The training images of one client."""
+        return Loader(
+            self.splits.train, self.partition.indices[partition_id], self.device, self.dtype
+        )
+
+    def build_student(self) -> Student:
+        """A new student with the initial weights of this experiment."""
+        student = build_student(
+            self.recipe.student,
+            num_classes=self.num_classes,
+            num_teacher_features=self.teacher.num_features if self.teacher else None,
+            seed=self.recipe.seed,
+            normalize=self.splits.train.images.dtype == np.uint8,
+            teacher_backbone=self.teacher.backbone if self.teacher else None,
+        )
+        # Given weights may be float64: widen first, so that they are not rounded on the way in.
+        student = student.to(self.device, self.dtype)
+        # Convolutions of torch run two to three times as fast with channels last, on CPUs as well.
+        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(self.initial_student, nn.Module):
+            load_initial(student, self.initial_student.state_dict())
+        elif self.initial_student is not None:
+            load_initial(student, self.initial_student)
+        return student
+
+
+def open_experiment(
+    recipe: Recipe,
+    *,
+    sites: Sequence[LabelledImages] | None = None,
+    val: LabelledImages | None = None,
+    test: LabelledImages | None = None,
+    teacher: nn.Module | None = None,
+    initial_student: InitialStudent | None = None,
+) -> Experiment:
+    """Load and check all that a recipe names, before any training.
+
+    Args:
+        recipe: The config.
+        sites: The user's own training images, one for each hospital, instead of ``recipe.data``;
+            ``val`` and ``test`` are then needed too.
+        val: Images to select on.
+        test: Images to report on.
+        teacher: The user's own teacher, instead of ``recipe.teacher``: maps pixels
+            (batch, 3, height, width), exactly as the student gets them, to features (batch, D).
+        initial_student: Initial weights: a module or state dict with the student's names.
+
+    Raises:
+        FedkdError: The first thing that does not fit, with what to do about it.
+    """
+    device = _device(recipe.engine.device)
+    dtype = torch.float64 if recipe.training.dtype == "float64" else torch.float32
+    if sites is None and (val is not None or test is not None):
+        raise ConfigError("val or test images are given without sites; give all three or none")
+    if sites is None:
+        splits, divided = open_data(recipe)
+    else:
+        splits, divided = _gather(sites, val, test, recipe.num_clients)
+    _check_images(splits, recipe)
+    _check_clients(divided, recipe)
+    opened = _open_teacher(recipe, teacher, splits, device, dtype)
+    return Experiment(recipe, splits, divided, opened, device, dtype, initial_student)
+
+
+def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
+    """The images that a recipe names, and which of them each client trains on."""
+    splits = load_splits(recipe.data)
+    train = splits.train
+    divided = partition(
+        recipe.partition,
+        train.labels,
+        train.sites,
+        train.site_names,
+        recipe.num_clients,
+        recipe.seed,
+    )
+    return splits, divided
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"engine.device is {name!r}; it must be auto, cpu, cuda or cuda:<number>"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"engine.device is {name!r} but torch sees no GPU; use cpu or auto")
+    return device
+
+
+def _gather(
+    sites: Sequence[LabelledImages],
+    val: LabelledImages | None,
+    test: LabelledImages | None,
+    num_clients: int | None,
+) -> tuple[Splits, Partition]:
+    """One store of all given hospitals; the rows of each are its partition."""
+    if not sites or val is None or test is None:
+        raise ConfigError("sites, val and test must be given together, with at least one site")
+    if num_clients not in (None, 1, len(sites)):
+        raise PartitionError(
+            f"num_clients is {num_clients} but {len(sites)} sites are given; leave it out, or "
+            "use 1 to pool them"
+        )
+    first = sites[0]
+    for name, images in [
+        *((f"site {i}", s) for i, s in enumerate(sites)),
+        ("val", val),
+        ("test", test),
+    ]:
+        if (
+            images.class_names != first.class_names
+            or images.images.shape[1:] != first.images.shape[1:]
+        ):
+            raise DataError(
+                f"{name} has classes {images.class_names} and images {images.images.shape[1:]}; "
+                f"site 0 has {first.class_names} and {first.images.shape[1:]}: they must agree"
+            )
+    train = LabelledImages(
+        images=np.concatenate([site.images for site in sites]),
+        labels=np.concatenate([site.labels for site in sites]),
+        class_names=first.class_names,
+        sites=np.repeat(np.arange(len(sites)), [len(site) for site in sites]),
+        site_names=tuple(_site_name(site, number) for number, site in enumerate(sites)),
+        ids=tuple(f"{number}/{name}" for number, site in enumerate(sites) for name in site.ids),
+    )
+    if num_clients == 1:
+        return Splits(train, val, test), Partition((np.arange(len(train)),), ("all",))
+    ends = np.cumsum([len(site) for site in sites])
+    rows = tuple(np.split(np.arange(len(train)), ends[:-1]))
+    return Splits(train, val, test), Partition(rows, train.site_names)
+
+
+def _site_name(site: LabelledImages, number: int) -> str:
+    return site.site_names[0] if site.site_names not in ((), ("all",)) else f"site-{number}"
+
+
+def _check_images(splits: Splits, recipe: Recipe) -> None:
+    for name in ("train", "val", "test"):
+        images: LabelledImages = getattr(splits, name)
+        if not len(images):
+            raise DataError(f"the {name} split is empty; it needs at least one image")
+        if images.images.shape[1] != 3:
+            raise DataError(
+                f"{name} images have {images.images.shape[1]} channels; students and teachers "
+                "take 3 (repeat a grey channel three times)"
+            )
+        values = images.images
+        if recipe.objective.name == "fopro" and values.dtype != np.uint8:
+            low, high = float(values.min()), float(values.max())
+            if low < 0 or high > 1:
+                raise DataError(
+                    f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
+                    "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
+                    "objective.name = 'ekd'"
+                )
+
+
+def _check_clients(divided: Partition, recipe: Recipe) -> None:
+    batch_size = recipe.training.batch_size
+    needed = batch_size if recipe.training.drop_last else 2
+    few = [
+        f"{name} ({len(rows)})"
+        for name, rows in zip(divided.client_names, divided.indices, strict=True)
+        if len(rows) < needed
+    ]
+    if few:
+        why = f"one full batch of {batch_size}" if recipe.training.drop_last else "2 (BatchNorm)"
+        raise PartitionError(
+            f"clients with too few training images: {', '.join(few)}; each needs {why}: raise "
+            "partition.min_examples or use fewer clients"
+        )
+
+
+def _open_teacher(
+    recipe: Recipe,
+    given: nn.Module | None,
+    splits: Splits,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Teacher | None:
+    if recipe.objective.name == "supervised":
+        return None
+    pixels = splits.train.images[:2]
+    if given is None:
+        teacher = open_teacher(recipe.teacher).to(device, dtype)
+    elif isinstance(given, Teacher):
+        teacher = copy.deepcopy(given).to(device, dtype)
+    else:
+        # A copy: the user's module keeps its mode, its dtype and its gradients.
+        module = copy.deepcopy(given).to(device, dtype).eval()
+        with torch.no_grad():
+            features = module(torch.from_numpy(pixels).to(device, dtype))
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            seen = (
+                tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            )
+            raise TeacherError(
+                f"the given teacher returns {seen}; it must map a batch of images to features "
+                "(batch, D)"
+            )
+        teacher = Teacher(
+            "given",
+            module,
+            num_features=features.shape[1],
+            mean=None,
+            std=None,
+            input_size=None,
+            head=None,
+            head_kind="none",
+        ).to(device, dtype)
+    teacher = teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.objective.name == "fopro":
+        measure_reference(teacher, recipe.teacher, splits.train.images.shape[-1])
+    return teacher

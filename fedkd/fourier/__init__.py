@@ -1,0 +1,1 @@
+"""Fourier prompts: spectra, the prompt generator (FPG) and its exploration."""

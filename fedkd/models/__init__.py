@@ -1,0 +1,1 @@
+"""Student networks: small and torchvision backbones, and what wraps them."""

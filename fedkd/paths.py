@@ -1,0 +1,34 @@
+"""Paths that recipes name, and where fedkd keeps what it can make again."""
+
+import os
+import re
+from pathlib import Path
+
+from fedkd.errors import ConfigError
+
+
+def expand(text: str, key: str) -> Path:
+    """A path from a recipe, with ``~`` and ``${VARIABLE}`` filled in.
+
+    Args:
+        text: As written in the recipe.
+        key: The config key it stands under, for the error.
+
+    Raises:
+        ConfigError: A variable that is not set.
+    """
+    for name in re.findall(r"\$\{(\w+)\}", text):
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"{key} is {text!r} but the environment variable {name} is not set; "
+                f"start the command with {name}=<folder>, or write the path itself"
+            )
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+def cache_dir() -> Path:
+    """``$FEDKD_CACHE``, or fedkd's folder in the user's cache directory (XDG)."""
+    if given := os.environ.get("FEDKD_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fedkd"

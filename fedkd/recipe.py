@@ -1,0 +1,109 @@
+"""The recipe of a federation: everything that decides what is computed, and its defaults."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import Field
+
+from fedkd.config import Section
+from fedkd.data.augment import AugmentationConfig
+from fedkd.data.catalog import DataConfig
+from fedkd.data.lesions import LesionsConfig
+from fedkd.fourier.explore import ExploreConfig
+from fedkd.fourier.prompts import PromptConfig
+from fedkd.losses.factory import LossName
+from fedkd.models.factory import StudentConfig
+from fedkd.partition import PartitionConfig
+from fedkd.teachers.zoo import TeacherConfig
+from fedkd.training import TrainingConfig
+
+
+class ObjectiveConfig(Section):
+    """What a client minimises."""
+
+    name: Literal["supervised", "ekd", "fopro"] = "fopro"
+    """supervised (no teacher), ekd (distillation from the plain teacher), fopro (EKD from the
+    Fourier-prompted teacher)."""
+    loss: LossName = "bsm"
+    """Supervised loss of both classifiers."""
+    lambda_f: float = Field(default=3.0, ge=0)
+    """Weight of the distillation term of ekd and fopro."""
+    share_prompts: bool = False
+    """Send the Fourier prompt generator to the server and average it with the student. Otherwise
+    it never leaves the hospital. Only fopro has one."""
+
+
+class StrategyConfig(Section):
+    """How the server samples clients and weighs their students."""
+
+    name: Literal["fedavg", "mas"] = "fedavg"
+    """Aggregation strategy; see `fedkd list`."""
+    fraction_train: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the clients that train in a round, at least one."""
+
+
+class EvaluationConfig(Section):
+    """Evaluation of the global student on the server's val and test splits."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images per forward pass."""
+    select_on: Literal["balanced_accuracy", "mcc", "macro_f1", "macro_auroc"] = "balanced_accuracy"
+    """Val metric by which the round is chosen whose student is tested."""
+
+
+class EngineConfig(Section):
+    """Where clients run."""
+
+    name: Literal["inprocess"] = "inprocess"
+    """inprocess: one after another in this process, through a Flower Grid."""
+    device: str = "auto"
+    """auto (the GPU if there is one), cpu, cuda, cuda:1 ..."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch; not given means torch's own choice. It can change the last bits."""
+
+
+class Recipe(Section):
+    """A federation from data to result; every key has a default."""
+
+    name: str = Field(default="run", pattern=r"^[\w.-]+$")
+    """Name of the experiment, used for the run's folder: letters, digits, `_`, `.` and `-`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of partition, initial student, client sampling and training. The data set has its own,
+    so that runs with other seeds see the same images."""
+    num_rounds: int = Field(default=10, ge=1)
+    """Communication rounds."""
+    num_clients: int | None = Field(default=None, ge=1)
+    """Hospitals. 1 puts all training images into one, whatever the partition; not given means
+    one for each site, with the partition by_site."""
+    output: str = "runs"
+    """Folder under which every run makes a folder of its own."""
+    data: DataConfig = LesionsConfig()
+    """Images and their splits."""
+    partition: PartitionConfig = PartitionConfig()
+    """Which client has which training images."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """Random changes of training images."""
+    student: StudentConfig = StudentConfig()
+    """Network that is trained."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Network that is distilled from."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """Local objective."""
+    prompts: PromptConfig = PromptConfig()
+    """Fourier prompts of fopro."""
+    explore: ExploreConfig = ExploreConfig()
+    """How fopro trains its prompt generator."""
+    training: TrainingConfig = TrainingConfig()
+    """Local training."""
+    strategy: StrategyConfig = StrategyConfig()
+    """Aggregation."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation on the server."""
+    engine: EngineConfig = EngineConfig()
+    """Where clients run."""
+
+    def hash(self) -> str:
+        """SHA-256 over all that can change a number: everything but the name and the folder."""
+        values = self.model_dump(mode="json", exclude={"name", "output"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

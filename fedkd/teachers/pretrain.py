@@ -1,0 +1,243 @@
+"""``fedkd pretrain``: a small self-supervised teacher made from nothing, offline."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedkd import files, seeding
+from fedkd.config import Section
+from fedkd.errors import TeacherError
+from fedkd.models.small_resnet import SmallResNet, resnet10
+from fedkd.models.states import mismatches
+from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.teachers.simclr import Projector, random_views, train_simclr
+
+FORMAT = "fedkd-teacher-1"
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+"""Input normalisation: our choice for procedural images, whose channels are alike."""
+
+
+class PretrainConfig(Section):
+    """SimCLR on procedural dead leaves images."""
+
+    name: str = Field(default="teacher", pattern=r"^[\w.-]+$")
+    """Name of the files that are written."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of images, initial weights and views."""
+    num_images: int = Field(default=12_000, ge=2)
+    """Procedural images; every step draws from them."""
+    source_size: int = Field(default=64, ge=8)
+    """Side of the procedural images in px, from which views are cropped."""
+    view_size: int = Field(default=32, ge=8)
+    """Side of the training views in px."""
+    reading_size: int = Field(default=64, ge=8)
+    """Side in px at which the teacher will be used; BatchNorm statistics are measured there."""
+    steps: int = Field(default=480, ge=1)
+    """Optimiser steps."""
+    warm_up_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up; fewer than steps."""
+    batch_size: int = Field(default=256, ge=2)
+    """Images per step; each gives two views."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Temperature of the contrastive loss."""
+    learning_rate: float = Field(default=4e-3, gt=0)
+    """Highest step size of AdamW."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """Decoupled weight decay."""
+    num_hidden: int = Field(default=256, ge=1)
+    """Hidden width of the contrastive head."""
+    num_outputs: int = Field(default=128, ge=1)
+    """Output width of the contrastive head."""
+    statistics_batches: int = Field(default=40, ge=1)
+    """Batches over which the final BatchNorm statistics are averaged."""
+
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = None) -> Path:
+    """Pre-train and write ``<name>.safetensors`` and its card ``<name>.json``.
+
+    Weights are stored as float16, BatchNorm tensors as float32; what is loaded is what is stored.
+
+    Args:
+        config: The recipe.
+        out_dir: Folder, made if it is missing.
+        progress: Told steps done, all steps and values to show.
+
+    Returns:
+        The path of the weights.
+    """
+    if config.warm_up_steps >= config.steps:
+        raise TeacherError(
+            f"warm_up_steps is {config.warm_up_steps}; it must be below steps = {config.steps}"
+        )
+    images = torch.from_numpy(dead_leaves(config.num_images, config.source_size, config.seed))
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        rows = seeding.rng(config.seed, "pretrain-batch", step).integers(
+            len(images), size=config.batch_size
+        )
+        pixels = images[torch.from_numpy(rows)].float() / 255
+        generator = seeding.generator(config.seed, "pretrain-views", step)
+        first = random_views(pixels, config.view_size, generator)
+        return first, random_views(pixels, config.view_size, generator)
+
+    def on_step(step: int, loss: float) -> None:
+        if progress:
+            progress(step, config.steps, {"loss": loss})
+
+    with seeding.isolated(config.seed, "pretrain"):
+        backbone = resnet10().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        projector = Projector(256, config.num_hidden, config.num_outputs)
+    train_simclr(
+        backbone,
+        projector,
+        normalize,
+        draw,
+        steps=config.steps,
+        warm_up_steps=config.warm_up_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        temperature=config.temperature,
+        on_step=on_step,
+    )
+    round_weights(backbone, projector)
+    measure_statistics(backbone, projector, images, config)
+    return _write(config, backbone, projector, out_dir)
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] to the network's input."""
+    return (pixels - MEAN[0]) / STD[0]
+
+
+def round_weights(*networks: nn.Module) -> None:
+    """Round all weights but BatchNorm's to what float16 can hold, in place."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.half().float()
+
+
+@torch.no_grad()
+def measure_statistics(
+    backbone: SmallResNet, projector: nn.Module, images: Tensor, config: PretrainConfig
+) -> None:
+    """Replace BatchNorm's running statistics by plain averages over whole images, in place.
+
+    The running averages of training lag behind the weights and describe crops at ``view_size``; the
+    Fourier prompts compare with them at ``reading_size``, so there they are measured.
+    """
+    norms = [
+        module
+        for network in (backbone, projector)
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # cumulative average
+    backbone.train()
+    projector.train()
+    for number in range(config.statistics_batches):
+        rows = seeding.rng(config.seed, "pretrain-statistics", number).integers(
+            len(images), size=min(config.batch_size, 128)
+        )
+        pixels = images[torch.from_numpy(rows)].float() / 255
+        if config.reading_size != config.source_size:
+            size = (config.reading_size, config.reading_size)
+            pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+        projector(backbone.pooled_stages(normalize(pixels))[-1])
+    for module in norms:
+        module.momentum = 0.1
+    backbone.eval()
+    projector.eval()
+
+
+def load_pretrained(path: Path) -> tuple[SmallResNet, Projector, dict[str, str]]:
+    """Backbone, contrastive head (both float32, in eval mode) and metadata of a stored teacher.
+
+    Raises:
+        TeacherError: Not such a file, or keys that do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own kind, and OSError
+        raise TeacherError(f"cannot read the teacher {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise TeacherError(
+            f"{path} is not a teacher that `fedkd pretrain` wrote (format "
+            f"{metadata.get('format')!r}, expected {FORMAT!r})"
+        )
+    hidden, outputs = json.loads(metadata["projector"])
+    with seeding.isolated(0, "load"):
+        backbone, projector = resnet10(), Projector(256, hidden, outputs)
+    for prefix, network in (("backbone.", backbone), ("projector.", projector)):
+        state = {
+            name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        if problems := mismatches(network.state_dict(), state):
+            raise TeacherError(f"{path} does not fit resnet10: {prefix} {problems}")
+        network.load_state_dict(state)
+    return backbone.eval(), projector.eval(), metadata
+
+
+def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = {
+        id(parameter)
+        for network in (backbone, projector)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        for parameter in module.parameters()
+    }
+    tensors = {
+        prefix + name: (tensor.half() if id(tensor) in halves else tensor).detach().contiguous()
+        for prefix, network in (("backbone.", backbone), ("projector.", projector))
+        for name, tensor in network.state_dict(keep_vars=True).items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "architecture": "resnet10",
+        "projector": json.dumps([config.num_hidden, config.num_outputs]),
+        "mean": json.dumps(MEAN),
+        "std": json.dumps(STD),
+        "config": config.model_dump_json(),
+    }
+    path = folder / f"{config.name}.safetensors"
+    with files.replacing(path) as part:
+        save_file(tensors, part, metadata)
+    card = {
+        "name": config.name,
+        "architecture": "resnet10",
+        "num_features": 480,
+        "num_parameters": sum(p.numel() for p in backbone.parameters()),
+        "head": "contrastive",
+        "method": "SimCLR with the decoupled contrastive loss",
+        "data": f"{config.num_images} procedural dead leaves images, no data set",
+        "mean": MEAN,
+        "std": STD,
+        "reading_size": config.reading_size,
+        "config": config.model_dump(),
+        "licence": "Apache-2.0",
+        "torch": torch.__version__,
+        "size_bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    with files.replacing(path.with_suffix(".json")) as part:
+        part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return path

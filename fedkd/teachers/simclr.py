@@ -1,0 +1,160 @@
+"""SimCLR with the decoupled contrastive loss: two views of an image agree, others do not."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedkd.models.small_resnet import SmallResNet
+
+
+class Projector(nn.Sequential):
+    """The contrastive head: Linear, BatchNorm, ReLU, Linear."""
+
+    def __init__(self, num_features: int, num_hidden: int, num_outputs: int) -> None:
+        super().__init__(
+            nn.Linear(num_features, num_hidden),
+            nn.BatchNorm1d(num_hidden),
+            nn.ReLU(),
+            nn.Linear(num_hidden, num_outputs),
+        )
+
+
+def decoupled_nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Contrastive loss of a batch of pairs, without the positive pair in the denominator.
+
+    For view i with partner j: -s_ij / T + log sum over k not in {i, j} of exp(s_ik / T), s the
+    cosine similarity; mean over all 2 * batch views.
+
+    Args:
+        first: Projections of the first views, float (batch, dim), batch >= 2.
+        second: Projections of the second views, row by row of the same images.
+        temperature: T > 0.
+
+    Returns:
+        Scalar.
+    Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations",
+    ICML 2020; Yeh et al., "Decoupled Contrastive Learning", ECCV 2022 (eq. 6).
+    """
+    batch = len(first)
+    views = F.normalize(torch.cat([first, second]), dim=1)
+    similarity = views @ views.T / temperature
+    positive = torch.cat([similarity.diagonal(batch), similarity.diagonal(-batch)])
+    # Neither a view itself nor its partner counts among the others.
+    same_image = torch.eye(batch, dtype=torch.bool, device=views.device).repeat(2, 2)
+    others = similarity.masked_fill(same_image, -math.inf).logsumexp(dim=1)
+    return (others - positive).mean()
+
+
+def random_views(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One random view of each image: crop, flip, small turn, colours; a single resampling.
+
+    Crop (8 to 100 % of the area, aspect 3/4 to 4/3), flip and turn (up to 20 degrees) are one
+    affine grid; brightness, contrast, saturation and grey are one 3x4 matrix per image.
+
+    Args:
+        images: Float (batch, 3, height, width) in [0, 1].
+        size: Side of the views in px.
+        generator: CPU generator.
+
+    Returns:
+        Float (batch, 3, size, size) in [0, 1].
+    """
+    views = F.grid_sample(
+        images,
+        F.affine_grid(_crops(len(images), generator), [len(images), 3, size, size], False),
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    return _recolour(views, generator)
+
+
+def _uniform(num: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(num, generator=generator)
+
+
+def _crops(num: int, generator: torch.Generator) -> Tensor:
+    """Affine matrices (num, 2, 3) in the coordinates of affine_grid."""
+    area = _uniform(num, 0.08, 1.0, generator)
+    aspect = torch.exp(_uniform(num, math.log(3 / 4), math.log(4 / 3), generator))
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    centre_x = (1 - width) * _uniform(num, -1, 1, generator)
+    centre_y = (1 - height) * _uniform(num, -1, 1, generator)
+    angle = math.radians(20) * _uniform(num, -1, 1, generator)
+    flip = torch.where(torch.rand(num, generator=generator) < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos(), angle.sin()
+    top = torch.stack([flip * width * cos, -height * sin, centre_x], dim=1)
+    bottom = torch.stack([flip * width * sin, height * cos, centre_y], dim=1)
+    return torch.stack([top, bottom], dim=1)
+
+
+def _recolour(views: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation (each up to 40 %), and grey for one image in five."""
+    num = len(views)
+    brightness, contrast, saturation = (
+        (1 + 0.4 * _uniform(num, -1, 1, generator)).view(-1, 1, 1) for _ in range(3)
+    )
+    tint = 1 + 0.2 * (2 * torch.rand((num, 3, 1), generator=generator) - 1)
+    grey = (torch.rand((num, 1, 1), generator=generator) < 0.2).float()
+    saturation = saturation * (1 - grey)
+    weights = torch.tensor([0.299, 0.587, 0.114])
+    # (num, 3, 3): pull channels towards their grey value, then scale.
+    luma = weights.expand(3, 3)
+    mix = saturation * torch.eye(3) + (1 - saturation) * luma
+    mix = contrast * brightness * mix * (1 + (tint - 1) * (1 - grey))
+    mean = views.mean((2, 3)).unsqueeze(2)
+    offset = (1 - contrast) * brightness * (luma @ mean)
+    # b: image, o: output channel, c: input channel, h, w: pixel
+    return (torch.einsum("boc,bchw->bohw", mix, views) + offset.unsqueeze(3)).clamp(0, 1)
+
+
+def train_simclr(
+    backbone: SmallResNet,
+    projector: nn.Module,
+    normalize: Callable[[Tensor], Tensor],
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    warm_up_steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    temperature: float,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train backbone and projector in place; AdamW, linear warm-up, cosine to zero.
+
+    Args:
+        backbone: Its last stage alone feeds the projector.
+        projector: The contrastive head.
+        normalize: Input normalisation.
+        draw: Gives two views of the images of a step, each float (batch, 3, size, size).
+        steps: Optimiser steps.
+        warm_up_steps: Steps of linear warm-up.
+        learning_rate: Highest step size.
+        weight_decay: Decoupled, on all parameters.
+        temperature: Of the contrastive loss.
+        on_step: Told the number of steps done and the loss.
+    """
+    backbone.train()
+    projector.train()
+    parameters = [*backbone.parameters(), *projector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+    def scale(step: int) -> float:
+        if step < warm_up_steps:
+            return (step + 1) / warm_up_steps
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up_steps) / (steps - warm_up_steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    for step in range(steps):
+        first, second = draw(step)
+        views = normalize(torch.cat([first, second])).to(memory_format=torch.channels_last)
+        projections = projector(backbone.pooled_stages(views)[-1])
+        loss = decoupled_nt_xent(*projections.chunk(2), temperature)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        on_step(step + 1, float(loss))

@@ -1,0 +1,180 @@
+"""Teachers by name: the embedded default, and torchvision models with a local checkpoint."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torchvision
+from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.pretrain import load_pretrained
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from fedkd import paths
+from fedkd.config import Section
+from fedkd.errors import TeacherError
+from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
+from fedkd.models.states import mismatches
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = Path(__file__).parent / "weights"
+Channels = tuple[float, float, float]
+
+
+class TeacherConfig(Section):
+    """The frozen network that all hospitals distil from."""
+
+    name: Literal["default", "pretrained", "torchvision"] = "default"
+    """default: shipped with fedkd. pretrained: a file that `fedkd pretrain` wrote. torchvision:
+    any torchvision classification model with a checkpoint on this machine."""
+    checkpoint: str = ""
+    """File of the weights, for pretrained and torchvision; may hold ${VARIABLES}."""
+    sha256: str = ""
+    """Expected SHA-256 of the checkpoint, 64 hexadecimal digits; empty means not checked."""
+    architecture: str = ""
+    """torchvision's name of the model, such as mobilenet_v2; for torchvision only."""
+    mean: Channels = IMAGENET_MEAN
+    """Channel means of the input normalisation; for torchvision only."""
+    std: Channels = IMAGENET_STD
+    """Channel deviations of the input normalisation; for torchvision only."""
+    input_size: int | None = Field(default=None, ge=16)
+    """Side in px to which images are resized for the teacher; not given means as they come."""
+    reference_images: int = Field(default=256, ge=32)
+    """Procedural natural images on which feature moments are measured, for Fourier prompts from a
+    teacher without usable BatchNorm statistics."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TeacherConfig":
+        if self.name == "torchvision" and not self.architecture:
+            raise ValueError("teacher.architecture must name a torchvision model, as mobilenet_v2")
+        if self.name in ("pretrained", "torchvision") and not self.checkpoint:
+            raise ValueError(
+                f"teacher.checkpoint must name a file when teacher.name is {self.name}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"teacher.std is {self.std}; every value must be > 0")
+        return self
+
+
+TEACHERS: dict[str, str] = {
+    "default": "embedded ResNet-10, SimCLR on procedural dead leaves, 480 features",
+    "pretrained": "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
+    "torchvision": "any torchvision classifier (teacher.architecture, teacher.checkpoint)",
+}
+
+
+def open_teacher(config: TeacherConfig) -> Teacher:
+    """Load the teacher that the config names, frozen.
+
+    Raises:
+        TeacherError: Missing file, wrong hash, wrong keys or shapes, unknown architecture.
+    """
+    if config.name == "torchvision":
+        return _open_torchvision(config)
+    if config.name == "pretrained":
+        path = paths.expand(config.checkpoint, "teacher.checkpoint")
+        return _open_pretrained(path, config.sha256, config)
+    card = json.loads((WEIGHTS / "default.json").read_text(encoding="utf-8"))
+    return _open_pretrained(WEIGHTS / "default.safetensors", card["sha256"], config)
+
+
+def measure_reference(teacher: Teacher, config: TeacherConfig, image_size: int) -> None:
+    """Give the teacher a prior from procedural natural images, if its own BatchNorm has none.
+
+    Source: the specification of FPG; for folded or absent BatchNorm, moments measured once on
+    natural images rank prompts as true running statistics do.
+    """
+    if teacher.has_reference:
+        return
+    logger.info("measuring the teacher's feature moments on procedural images")
+    images = dead_leaves(config.reference_images, image_size, seed=0)
+    chunks = torch.from_numpy(images).split(64)
+    teacher.measure_reference(chunk.float() / 255 for chunk in chunks)
+
+
+def check_file(path: Path, sha256: str, key: str) -> None:
+    """Refuse a missing file or one whose SHA-256 is not the expected one (TeacherError)."""
+    if not path.is_file():
+        raise TeacherError(
+            f"{key} is {path}, but there is no such file; put it there or change the key"
+        )
+    if not sha256:
+        return
+    with path.open("rb") as file:
+        seen = hashlib.file_digest(file, "sha256").hexdigest()
+    if seen != sha256.lower():
+        raise TeacherError(
+            f"{path} has sha256 {seen}, expected {sha256.lower()}; the file is damaged or another "
+            "one: get it again, or correct the expected hash"
+        )
+
+
+def _open_pretrained(path: Path, sha256: str, config: TeacherConfig) -> Teacher:
+    check_file(path, sha256, "teacher.checkpoint")
+    backbone, projector, metadata = load_pretrained(path)
+    width = next(m for m in projector.modules() if isinstance(m, nn.Linear)).in_features
+    return Teacher(
+        config.name,
+        backbone,
+        num_features=backbone.num_features,
+        mean=json.loads(metadata["mean"]),
+        std=json.loads(metadata["std"]),
+        input_size=config.input_size,
+        head=projector,
+        head_kind="contrastive",
+        # The projector was trained on the last stage alone, which comes last in the features.
+        head_slice=slice(backbone.num_features - width, None),
+    )
+
+
+def _open_torchvision(config: TeacherConfig) -> Teacher:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if config.architecture not in known:
+        raise TeacherError(
+            f"teacher.architecture is {config.architecture!r}; it must be one of torchvision's "
+            f"classification models, such as {', '.join(known[:3])}, mobilenet_v2, resnet50"
+        )
+    path = paths.expand(config.checkpoint, "teacher.checkpoint")
+    check_file(path, config.sha256, "teacher.checkpoint")
+    network = torchvision.models.get_model(config.architecture, weights=None)
+    load_strictly(network, _read_state(path), path)
+    classifier = getattr(network, "fc", None) or network.classifier
+    backbone, num_features = headless(network)
+    return Teacher(
+        config.architecture,
+        backbone,
+        num_features=num_features,
+        mean=config.mean,
+        std=config.std,
+        input_size=config.input_size,
+        head=classifier,
+        head_kind="supervised",
+    )
+
+
+def _read_state(path: Path) -> Mapping[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise TeacherError(
+            f"cannot read the checkpoint {path}: {error}; it must be a plain state dict "
+            "(tensors only: files with executable pickle content are refused)"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise TeacherError(
+            f"{path} holds no state dict of tensors; save model.state_dict() instead"
+        )
+    return state
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict, or raise a TeacherError that lists what does not fit."""
+    if problems := mismatches(network.state_dict(), state):
+        raise TeacherError(f"{path} does not fit {type(network).__name__}: {problems}")
+    network.load_state_dict(dict(state))

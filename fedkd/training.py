@@ -1,0 +1,194 @@
+"""The local training loop: batches in a seeded order, a step each, sums of what it saw."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedkd.config import Section
+from fedkd.data.images import Integers
+
+
+class TrainingConfig(Section):
+    """Local training of one client in one round."""
+
+    local_epochs: int = Field(default=1, ge=1)
+    """Passes over the client's images per round."""
+    batch_size: int = Field(default=32, ge=2)
+    """Images per step; at least 2, as BatchNorm needs a variance."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """Optimiser; its state stays with the client and survives between rounds."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Step size of the optimiser."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty (sgd, adam) or decoupled decay (adamw), on every parameter."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of sgd, with Nesterov's correction when above 0; the other optimisers ignore it."""
+    clip_norm: float | None = Field(default=None, ge=0)
+    """Largest norm of the whole gradient; 0 means no clipping. Not given, the objective's own
+    default holds (5.0 for ekd and fopro, none for supervised)."""
+    shuffle: bool = True
+    """Draw a new order of the images for every epoch; false keeps the order of the data set."""
+    drop_last: bool = False
+    """Leave out a last batch that is not full. Otherwise it is used, and a single last image joins
+    the batch before it."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating-point type of students, teacher and losses."""
+
+
+class Losses(NamedTuple):
+    """What an objective returns for one batch.
+
+    Attributes:
+        total: Scalar to minimise.
+        per_example: Loss per example, float (batch,), of which class scores are made.
+        terms: Scalars to log, means over the batch.
+    """
+
+    total: Tensor
+    per_example: Tensor
+    terms: dict[str, Tensor]
+
+
+class EpochSums(NamedTuple):
+    """Sums over all examples of a local training; ratios are left to the server.
+
+    Attributes:
+        num_seen: Examples seen, those of repeated epochs counted each time.
+        terms: Sum over examples of each loss term.
+        class_losses: Sum of the loss per example for each class, float64 (num_classes,).
+    """
+
+    num_seen: int
+    terms: dict[str, float]
+    class_losses: Tensor
+
+
+LoadBatch = Callable[[Integers], tuple[Tensor, Tensor]]
+"""Positions of a client's images -> (pixels (batch, 3, h, w), labels (batch,))."""
+
+
+def batches(order: Integers, batch_size: int, drop_last: bool) -> list[Integers]:
+    """Cut an order into batches.
+
+    A last batch of one example joins the one before: BatchNorm has no variance for it.
+    """
+    num_full = len(order) // batch_size
+    if drop_last:
+        return [order[i * batch_size : (i + 1) * batch_size] for i in range(num_full)]
+    cuts = list(range(batch_size, len(order), batch_size))
+    if cuts and len(order) - cuts[-1] == 1:
+        cuts.pop()
+    return list(np.split(order, cuts))
+
+
+def num_examples_per_epoch(num_images: int, config: TrainingConfig) -> int:
+    """Images that one epoch sees: all, or those in full batches with ``drop_last``."""
+    return num_images - num_images % config.batch_size if config.drop_last else num_images
+
+
+def make_optimizer(
+    config: TrainingConfig, parameters: Iterator[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser that the config names, without state."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer](
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors under flat names ``<parameter number>.<key>``."""
+    return {
+        f"{number}.{key}": value
+        for number, entries in optimizer.state_dict()["state"].items()
+        for key, value in entries.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_state` returned; an empty mapping leaves a fresh optimiser."""
+    if not state:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        number, key = name.split(".")
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape:
+            # Laid out in memory like its parameter, as the optimiser itself would have made it.
+            value = torch.empty_like(parameter).copy_(value)
+        entries.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+
+def train_epochs(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    *,
+    load_batch: LoadBatch,
+    loss: Callable[[Tensor, Tensor], Losses],
+    orders: list[Integers],
+    num_classes: int,
+    clip_norm: float | None,
+    augment: Callable[[Tensor], Tensor],
+    on_batch: Callable[[int, int], None] | None = None,
+) -> EpochSums:
+    """Train in place, one epoch per order.
+
+    Args:
+        student: Put into train mode.
+        optimizer: Over the student's parameters.
+        config: Batch size and ``drop_last``.
+        load_batch: Reads images.
+        loss: The objective, called with augmented pixels and labels.
+        orders: For each epoch the positions of the client's images in the order of their use.
+        num_classes: Length of the class sums.
+        clip_norm: Largest gradient norm; None or 0 does not clip.
+        augment: Applied to the pixels of each batch.
+        on_batch: Told the number of images done and the total, after each step.
+    """
+    student.train()
+    plan = [
+        rows for order in orders for rows in batches(order, config.batch_size, config.drop_last)
+    ]
+    total = sum(len(rows) for rows in plan)
+    num_seen = 0
+    sums: dict[str, Tensor] = {}
+    class_losses: Tensor | None = None
+    for rows in plan:
+        pixels, labels = load_batch(rows)
+        losses = loss(augment(pixels), labels)
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        if clip_norm:
+            nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
+        optimizer.step()
+        # Sums stay on the device, in float64: a GPU is not made to wait, and long epochs do not
+        # lose digits.
+        if class_losses is None:
+            class_losses = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
+        class_losses.index_add_(0, labels, losses.per_example.detach().double())
+        for name, value in losses.terms.items():
+            sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
+        num_seen += len(rows)
+        if on_batch:
+            on_batch(num_seen, total)
+    if class_losses is None:
+        class_losses = torch.zeros(num_classes, dtype=torch.float64)
+    return EpochSums(
+        num_seen, {name: float(value) for name, value in sums.items()}, class_losses.cpu()
+    )

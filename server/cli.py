@@ -1,0 +1,74 @@
+"""The command ``fedkd``: parses arguments, runs a command, prints errors as one line.
+
+Only light modules are imported here; a command's own module is imported when it is called.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from fedkd.errors import ClientFailure, FedkdError
+
+PROGRAM = "fedkd"
+USER_ERROR = 2
+FAILED = 1
+INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Federated knowledge distillation for long-tailed medical images.",
+        epilog="Example: fedkd run configs/quickstart.toml strategy.name=mas num_rounds=20",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in (
+        ("run", "run a federation and leave a run directory"),
+        ("centralized", "train the same method on the pooled images, without a federation"),
+        ("partition", "show which hospital has which classes, as a table and a picture"),
+        ("pretrain", "make a teacher from procedural images, offline"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        command.add_argument("config", help="recipe, a TOML file")
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="config values to change, such as training.learning_rate=0.001",
+        )
+        if name in ("partition", "pretrain"):
+            command.add_argument("--output", help="folder for the files (default: see the command)")
+    commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    0 is success, 1 a client that failed, 2 something for the user to mend, 130 Ctrl-C.
+    """
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        print(f"{PROGRAM} {version('fedkd')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        import_module("server.commands").COMMANDS[options.command](options)
+    except ClientFailure as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return FAILED
+    except FedkdError as error:
+        for line in str(error).splitlines():
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0

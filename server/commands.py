@@ -1,0 +1,127 @@
+"""The commands of ``fedkd``, one function each."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from fedkd.teachers.pretrain import PretrainConfig
+from fedkd.teachers.pretrain import pretrain as pretrain_teacher
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+
+from clients.factory import OBJECTIVES
+from fedkd import config, files
+from fedkd.data.augment import AUGMENTATIONS
+from fedkd.data.catalog import DATASETS
+from fedkd.experiment import open_data, open_experiment
+from fedkd.losses.factory import LOSSES
+from fedkd.models.factory import STUDENTS
+from fedkd.partition import PARTITIONS
+from fedkd.recipe import Recipe
+from fedkd.teachers.zoo import TEACHERS
+from server.plots import plot_partition
+from server.progress import TerminalProgress
+from server.results import partition_table
+from server.simulation import run as run_experiment
+from server.tables import print_catalog, print_partition, print_results
+from strategies.factory import STRATEGIES
+
+
+def run(options: argparse.Namespace) -> None:
+    """``fedkd run``: a federation."""
+    _train(options, centralized=False)
+
+
+def centralized(options: argparse.Namespace) -> None:
+    """``fedkd centralized``: the same method on the pooled images."""
+    _train(options, centralized=True)
+
+
+def partition(options: argparse.Namespace) -> None:
+    """``fedkd partition``: classes and hospitals as a table, a CSV and a PNG."""
+    _log_to_terminal()
+    recipe = config.load(Recipe, options.config, options.overrides)
+    splits, divided = open_data(recipe)
+    table = partition_table(splits.train, divided)
+    print_partition(_stdout(), table)
+    folder = Path(options.output or Path(recipe.output) / recipe.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = divided.counts(splits.train.labels, splits.train.num_classes)
+    picture, csv = folder / "partition.png", folder / "partition.csv"
+    title = f"{recipe.name}: training images per hospital and class"
+    plot_partition(counts, divided.client_names, splits.train.class_names, picture, title)
+    with files.replacing(csv) as part:
+        table.to_csv(part, index=False)
+    print(f"partition hash {divided.hash}\n{picture}\n{csv}")
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """``fedkd pretrain``: a teacher from procedural images."""
+    _log_to_terminal()
+    settings = config.load(PretrainConfig, options.config, options.overrides)
+    folder = Path(options.output or "teachers")
+    with Progress(console=_stderr()) as bar:
+        task = bar.add_task("pre-training")
+
+        def show(step: int, total: int, values: dict[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+            bar.update(task, completed=step, total=total, description=f"pre-training  {text}")
+
+        path = pretrain_teacher(settings, folder, show)
+    print(path)
+
+
+def catalog(options: argparse.Namespace) -> None:
+    """``fedkd list``: what a recipe can name, with one line each."""
+    parts = {
+        "data sets (data.name)": {name: entry.description for name, entry in DATASETS.items()},
+        "partitions (partition.name)": PARTITIONS,
+        "augmentations (augmentation.name)": AUGMENTATIONS,
+        "students (student.name)": {name: entry.description for name, entry in STUDENTS.items()},
+        "teachers (teacher.name)": TEACHERS,
+        "objectives (objective.name)": OBJECTIVES,
+        "losses (objective.loss)": {name: entry.description for name, entry in LOSSES.items()},
+        "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},
+    }
+    print_catalog(_stdout(), parts)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": run,
+    "centralized": centralized,
+    "partition": partition,
+    "pretrain": pretrain,
+    "list": catalog,
+}
+
+
+def _train(options: argparse.Namespace, centralized: bool) -> None:
+    _log_to_terminal()
+    recipe = config.load(Recipe, options.config, options.overrides)
+    if centralized:
+        recipe = recipe.model_copy(update={"num_clients": 1})
+    experiment = open_experiment(recipe)
+    print_partition(_stdout(), partition_table(experiment.splits.train, experiment.partition))
+    with TerminalProgress(_stderr(), experiment) as progress:
+        result = run_experiment(
+            experiment, centralized=centralized, output=recipe.output, observers=[progress]
+        )
+    print_results(_stdout(), result.board)
+    print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
+
+
+def _stdout() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+def _log_to_terminal() -> None:
+    """Log lines on stderr, without disturbing a progress bar."""
+    handler = RichHandler(console=_stderr(), show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)

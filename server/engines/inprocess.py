@@ -1,0 +1,113 @@
+"""The engine ``inprocess``: a Flower Grid whose nodes live in this process.
+
+Clients run one after another when their message is sent. There is nothing to start, one teacher
+and one image store serve them all, and a debugger works inside a client.
+"""
+
+import itertools
+import traceback
+from collections.abc import Iterable
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+# The only private names of Flower that fedkd touches: a Message can be made only in a process that
+# says which run, node and task it is.
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+SERVER_NODE_ID = 1
+FIRST_CLIENT_NODE_ID = 100
+CLIENT_APP_RAISED = 2
+"""Flower's error code of a ClientApp that raised."""
+
+
+class InProcessGrid(Grid):
+    """Carries messages from a ServerApp to a ClientApp in the same process.
+
+    Args:
+        client_app: Runs for every node.
+        num_clients: Nodes; node ``i`` has partition ``i``.
+    """
+
+    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
+        self._app = client_app
+        self._run = Run.create_empty(RUN_ID)
+        self._contexts = {
+            FIRST_CLIENT_NODE_ID + number: Context(
+                run_id=RUN_ID,
+                node_id=FIRST_CLIENT_NODE_ID + number,
+                node_config={"partition-id": number, "num-partitions": num_clients},
+                state=RecordDict(),
+                run_config={},
+            )
+            for number in range(num_clients)
+        }
+        self._replies: dict[str, Message] = {}
+        self._message_ids = map(str, itertools.count(1))
+        TaskIdentity.run_id = RUN_ID
+        TaskIdentity.node_id = SERVER_NODE_ID
+        TaskIdentity.task_id = RUN_ID
+
+    def set_run(self, run: Run) -> None:
+        """Take over the description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Description of the run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message from the server to a node."""
+        return Message(
+            content=content,
+            message_type=message_type,
+            dst_node_id=dst_node_id,
+            group_id=group_id,
+            ttl=ttl,
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes; none ever leaves."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes."""
+        return [NodeInfo(node_id=node) for node in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the ClientApp for each message; its reply waits under the message's id."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = next(self._message_ids)
+            self._replies[message.metadata.message_id] = self._answer(message)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to these messages, each once."""
+        return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return their replies; in one process nothing can time out."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        context = self._contexts[message.metadata.dst_node_id]
+        try:
+            return self._app(message, context)
+        except Exception:  # any error of a client becomes a reply that says so
+            return Message(Error(CLIENT_APP_RAISED, traceback.format_exc()), reply_to=message)

@@ -1,0 +1,61 @@
+"""The server's side of a federation: rounds of sampling, training and aggregation over a Grid."""
+
+import time
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+
+from fedkd.experiment import Experiment
+from server.scoreboard import Arrays, Observer, Scoreboard
+from strategies.base import SeededStrategy
+from strategies.factory import make_strategy
+
+
+def run_federation(
+    grid: Grid, experiment: Experiment, initial: Arrays, observer: Observer | None = None
+) -> tuple[Scoreboard, Arrays]:
+    """Run all rounds, then test the student that was chosen on val.
+
+    Flower's ``Strategy.start`` is not used: it has no place for evaluation by round, for
+    checkpoints or for a stop when a client fails.
+
+    Args:
+        grid: Reaches the clients.
+        experiment: What is run.
+        initial: The initial student, and initial tensors that clients share.
+        observer: Told how it goes.
+
+    Returns:
+        The scores and rows, and the final global arrays.
+
+    Raises:
+        ClientFailure: A client raised.
+        UpdateRefused: A client's reply may not enter the aggregate.
+    """
+    recipe = experiment.recipe
+    strategy = make_strategy(recipe.strategy, experiment.num_clients, recipe.seed)
+    strategy.call_roll(grid)
+    board = Scoreboard(experiment)
+    arrays = ArrayRecord(initial)
+    tensors = initial
+    for number in range(1, recipe.num_rounds + 1):
+        if observer:
+            observer.round_started(number)
+        started = time.perf_counter()
+        arrays = _one_round(grid, strategy, arrays, number)
+        tensors = dict(arrays.to_torch_state_dict())
+        reports = [(report.weight, report.metrics) for report in strategy.reports]
+        board.record(number, tensors, reports, time.perf_counter() - started)
+        if observer:
+            observer.round_finished(board)
+    board.finish()
+    return board, tensors
+
+
+def _one_round(
+    grid: Grid, strategy: SeededStrategy, arrays: ArrayRecord, number: int
+) -> ArrayRecord:
+    messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+    replies = grid.send_and_receive(messages)
+    aggregated, _ = strategy.aggregate_train(number, replies)
+    return aggregated

@@ -1,0 +1,212 @@
+"""The run directory: everything that a run leaves behind, each file written whole."""
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+
+from fedkd import config, files
+from fedkd.data.images import LabelledImages
+from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment
+from fedkd.models import states
+from fedkd.partition import Partition
+from server.plots import plot_curves
+from server.scoreboard import Arrays, Scoreboard, student_arrays
+
+Mode = Literal["federated", "centralized"]
+VERSIONS = ("fedkd", "torch", "torchvision", "flwr", "numpy", "pandas")
+
+
+class RunDirectory:
+    """``<output>/<name>/<time>-<short hash>/``, an observer that writes as the run goes.
+
+    As a context manager it notes in ``summary.json`` how the run ended: ``finished``, ``failed``
+    or ``interrupted``.
+
+    Attributes:
+        path: The directory; it is always a new one.
+    """
+
+    def __init__(self, path: Path, experiment: Experiment, mode: Mode) -> None:
+        self.path = path
+        self._experiment = experiment
+        self._mode = mode
+        self._started = time.perf_counter()
+
+    @classmethod
+    def create(
+        cls, experiment: Experiment, mode: Mode, output: Path | None = None
+    ) -> "RunDirectory":
+        """Make the directory and write what is known before training.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        recipe = experiment.recipe
+        folder = Path(recipe.output) if output is None else output
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        base = folder / recipe.name / f"{stamp}-{recipe.hash()[:8]}"
+        path, number = base, 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                path = base.with_name(f"{base.name}-{number}")
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot make the run directory {path}: {error}; choose another output=<folder>"
+                ) from None
+        directory = cls(path, experiment, mode)
+        directory._write_text("config.toml", config.dump(recipe))
+        directory._write_partition()
+        directory._write_summary({"status": "running"})
+        return directory
+
+    def __enter__(self) -> "RunDirectory":
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Note how the run ended, if not well."""
+        if error is not None:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            reason = f"{type(error).__name__}: {error}"
+            self._write_summary({"status": status, "error": reason})
+
+    def round_started(self, round_number: int) -> None:
+        """Nothing to write."""
+
+    def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
+        """Nothing to write."""
+
+    def round_finished(self, board: Scoreboard) -> None:
+        """Write the tables anew with the new rows."""
+        self._write_table("rounds.csv", pd.DataFrame(board.rounds))
+        self._write_table("clients.csv", pd.DataFrame(board.clients))
+
+    def finish(self, board: Scoreboard, arrays: Arrays) -> dict[str, Any]:
+        """Write predictions, students, picture and summary; returns the summary."""
+        self._write_table("per_class.csv", per_class_table(board))
+        self._write_table("predictions_test.csv", predictions_table(board))
+        for name, tensors in (
+            ("student.safetensors", student_arrays(arrays)),
+            ("best_student.safetensors", board.best_arrays),
+        ):
+            with files.replacing(self.path / name) as part:
+                save_file({key: t.contiguous() for key, t in tensors.items()}, part)
+        title = self._experiment.recipe.name
+        rounds = pd.DataFrame(board.rounds)
+        plot_curves(rounds, self.path / "curves.png", title, board.best_round)
+        return self._write_summary(summarise(board, arrays, self._mode))
+
+    def _write_partition(self) -> None:
+        train = self._experiment.splits.train
+        self._write_table("partition.csv", partition_table(train, self._experiment.partition))
+
+    def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
+        summary = {**identity(self._experiment, self._mode), **values}
+        summary.setdefault("seconds", time.perf_counter() - self._started)
+        self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _write_text(self, name: str, text: str) -> None:
+        with files.replacing(self.path / name) as part:
+            part.write_text(text, encoding="utf-8")
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        with files.replacing(self.path / name) as part:
+            table.to_csv(part, index=False)
+
+
+def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
+    """What tells a run from others: config, partition, versions."""
+    recipe = experiment.recipe
+    return {
+        "name": recipe.name,
+        "mode": mode,
+        "seed": recipe.seed,
+        "config_hash": recipe.hash(),
+        "partition_hash": experiment.partition.hash,
+        "clients": list(experiment.partition.client_names),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONS},
+        },
+    }
+
+
+def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
+    """The summary of a finished run, ready for JSON."""
+    assert board.best_val is not None, "the run is not finished"
+    assert board.test is not None, "the run is not finished"
+    return {
+        "status": "finished",
+        **identity(board.experiment, mode),
+        "student_sha256": states.sha256(student_arrays(arrays)),
+        "best_student_sha256": states.sha256(board.best_arrays),
+        "num_rounds": len(board.rounds),
+        "best_round": board.best_round,
+        "val": board.best_val.to_dict(),
+        "test": board.test.to_dict(),
+        "seconds": board.seconds,
+    }
+
+
+def partition_table(train: LabelledImages, divided: Partition) -> pd.DataFrame:
+    """Training images per client (rows) and class (columns)."""
+    counts = divided.counts(train.labels, train.num_classes)
+    table = pd.DataFrame(counts, columns=list(train.class_names))
+    table.insert(0, "client", list(divided.client_names))
+    table["total"] = counts.sum(axis=1)
+    return table
+
+
+def per_class_table(board: Scoreboard) -> pd.DataFrame:
+    """A row per class: its group, images per split, recall on val and test."""
+    assert board.best_val is not None, "the run is not finished"
+    assert board.test is not None, "the run is not finished"
+    splits = board.experiment.splits
+    group = {int(c): name for name, rows in board.experiment.groups().items() for c in rows}
+    return pd.DataFrame(
+        {
+            "class": list(splits.train.class_names),
+            "group": [group[number] for number in range(splits.train.num_classes)],
+            "num_train": splits.train.class_counts(),
+            "num_val": splits.val.class_counts(),
+            "num_test": splits.test.class_counts(),
+            "val_recall": list(board.best_val.recall_per_class.values()),
+            "test_recall": list(board.test.recall_per_class.values()),
+        }
+    )
+
+
+def predictions_table(board: Scoreboard) -> pd.DataFrame:
+    """A row per test image: id, site, label, prediction and the probability of each class."""
+    assert board.test_probabilities is not None, "the run is not finished"
+    test = board.experiment.splits.test
+    names = np.asarray(test.class_names)
+    table = pd.DataFrame(
+        {
+            "id": list(test.ids),
+            "site": np.asarray(test.site_names)[test.sites],
+            "label": names[test.labels],
+            "prediction": names[board.test_probabilities.argmax(axis=1)],
+        }
+    )
+    probabilities = pd.DataFrame(board.test_probabilities, columns=[f"p_{name}" for name in names])
+    return pd.concat([table, probabilities], axis=1)

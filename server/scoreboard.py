@@ -1,0 +1,158 @@
+"""What is known after each round: rows to report, the best student so far, the final test."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fedkd import wire
+from fedkd.experiment import Experiment
+from fedkd.metrics import Evaluation
+from server.evaluation import Probabilities, report_test, validate
+
+Arrays = dict[str, Tensor]
+Row = dict[str, Any]
+
+
+class Observer(Protocol):
+    """Somebody who is told how a run goes: a progress bar, a run directory."""
+
+    def round_started(self, round_number: int) -> None:
+        """A round begins; rounds count from 1."""
+
+    def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
+        """A client has done so many of its images or steps."""
+
+    def round_finished(self, board: "Scoreboard") -> None:
+        """A round is aggregated and evaluated; ``board.rounds[-1]`` is its row."""
+
+
+@dataclass
+class Scoreboard:
+    """Follows a run round by round; the federation and the centralized loop both write to it.
+
+    Attributes:
+        experiment: What is run.
+        rounds: A row per round.
+        clients: A row per client and round.
+        best_round: Round whose student scored best on val, the first one of equals; 0 before any.
+        best_val: Its scores.
+        best_arrays: That student.
+        test: Scores on test, after :meth:`finish`.
+        test_probabilities: Class probabilities on test, after :meth:`finish`.
+    """
+
+    experiment: Experiment
+    rounds: list[Row] = field(default_factory=list)
+    clients: list[Row] = field(default_factory=list)
+    best_round: int = 0
+    best_val: Evaluation | None = None
+    best_arrays: Arrays = field(default_factory=dict)
+    test: Evaluation | None = None
+    test_probabilities: Probabilities | None = None
+
+    def __post_init__(self) -> None:
+        """Make one student for all evaluations."""
+        self._student = self.experiment.build_student()
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the board was made."""
+        return time.perf_counter() - self._started
+
+    def record(
+        self,
+        round_number: int,
+        arrays: Arrays,
+        reports: Iterable[tuple[float, Mapping[str, Any]]],
+        seconds: float,
+    ) -> None:
+        """Evaluate a round's student on val and append its rows.
+
+        Args:
+            round_number: From 1.
+            arrays: The global student after aggregation, and what clients share.
+            reports: For each client its weight and its metrics by the keys of wire.
+            seconds: Duration of training and aggregation.
+        """
+        reports = list(reports)
+        student = student_arrays(arrays)
+        self._student.load_state_dict(student)
+        val = validate(self._student, self.experiment)
+        row: Row = {"round": round_number, **_pooled([metrics for _, metrics in reports])}
+        row.update({f"val_{name}": value for name, value in val.scalars().items()})
+        row["seconds"] = seconds
+        self.rounds.append(row)
+        self.clients += [self._client_row(round_number, *report) for report in reports]
+        if self._is_better(val):
+            self.best_round, self.best_val, self.best_arrays = round_number, val, student
+
+    def finish(self) -> None:
+        """Test the student that was chosen on val."""
+        assert self.best_val is not None, "finish() before any round"
+        self._student.load_state_dict(self.best_arrays)
+        self.test, self.test_probabilities = report_test(self._student, self.experiment)
+
+    def _is_better(self, val: Evaluation) -> bool:
+        if self.best_val is None:
+            return True
+        key = self.experiment.recipe.evaluation.select_on
+        old, new = getattr(self.best_val, key), getattr(val, key)
+        return bool(new > old or (math.isnan(old) and not math.isnan(new)))
+
+    def _client_row(self, round_number: int, weight: float, metrics: Mapping[str, Any]) -> Row:
+        number = int(metrics[wire.PARTITION_ID])
+        return {
+            "round": round_number,
+            "partition_id": number,
+            "client": self.experiment.partition.client_names[number],
+            "num_examples": metrics[wire.NUM_EXAMPLES],
+            "num_seen": metrics[wire.NUM_SEEN],
+            "weight": weight,
+            **_means(metrics, metrics[wire.NUM_SEEN]),
+            **{
+                key.removeprefix(wire.MEAN): value
+                for key, value in metrics.items()
+                if key.startswith(wire.MEAN)
+            },
+            "seconds": metrics[wire.SECONDS],
+        }
+
+
+def student_arrays(arrays: Mapping[str, Tensor]) -> Arrays:
+    """The student's tensors among all that travel."""
+    return {name: t for name, t in arrays.items() if not name.startswith(wire.PROMPTS)}
+
+
+def _pooled(reports: list[Mapping[str, Any]]) -> Row:
+    """Loss terms over all images of all clients; what is a client's own as the mean over clients."""
+    num_seen = sum(metrics[wire.NUM_SEEN] for metrics in reports)
+    sums: dict[str, float] = {}
+    for metrics in reports:
+        for key, value in metrics.items():
+            if key.startswith(wire.SUM):
+                sums[key] = sums.get(key, 0.0) + value
+    own: dict[str, list[float]] = {}
+    for metrics in reports:
+        for key, value in metrics.items():
+            if key.startswith(wire.MEAN):
+                own.setdefault(key.removeprefix(wire.MEAN), []).append(value)
+    terms = {f"train_{name}": value for name, value in _means(sums, num_seen).items()}
+    return {
+        "num_clients": len(reports),
+        "num_seen": num_seen,
+        **terms,
+        **{name: sum(values) / len(values) for name, values in own.items()},
+    }
+
+
+def _means(sums: Mapping[str, Any], num_seen: int) -> Row:
+    return {
+        key.removeprefix(wire.SUM): value / max(num_seen, 1)
+        for key, value in sums.items()
+        if key.startswith(wire.SUM)
+    }

@@ -1,0 +1,168 @@
+"""``simulate``: a whole federation, or its centralized baseline, in one call."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+
+from clients.app import make_app as make_client_app
+from clients.node import Node
+from fedkd import config as configs
+from fedkd.data.images import LabelledImages
+from fedkd.experiment import Experiment, InitialStudent, open_experiment
+from fedkd.models.student import Student
+from fedkd.recipe import Recipe
+from server.app import make_app as make_server_app
+from server.centralized import run_centralized
+from server.engines.inprocess import InProcessGrid
+from server.federation import run_federation
+from server.results import RunDirectory, summarise
+from server.scoreboard import Arrays, Observer, Scoreboard, student_arrays
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a run gives.
+
+    Attributes:
+        rounds: A row per round: losses, val scores, seconds.
+        clients: A row per client and round: losses, examples, weight, seconds.
+        summary: What ``summary.json`` holds: hashes, best round, val and test scores.
+        student: The final global student, in eval mode.
+        board: Val and test scores, the student that was tested, and its predictions.
+        path: The run directory; None if none was asked for.
+    """
+
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    summary: dict[str, Any]
+    student: Student
+    board: Scoreboard
+    path: Path | None
+
+
+def simulate(
+    config: Recipe | Mapping[str, Any] | Path | str,
+    sites: Sequence[LabelledImages] | None = None,
+    val: LabelledImages | None = None,
+    test: LabelledImages | None = None,
+    teacher: nn.Module | None = None,
+    initial_student: InitialStudent | None = None,
+    *,
+    centralized: bool = False,
+    output: Path | str | None = None,
+    observers: Sequence[Observer] = (),
+) -> Simulation:
+    """Run the federation that a config describes, in this process.
+
+    Args:
+        config: A recipe, the values of one as a dict, or the path of a TOML file.
+        sites: Training images of each hospital, instead of ``config.data``; ``val`` and ``test``
+            are then needed too.
+        val: Images to select on.
+        test: Images to report on.
+        teacher: A module that maps pixels, as the student gets them, to features (batch, D),
+            instead of ``config.teacher``. It is copied and frozen.
+        initial_student: Initial weights: a module or a state dict with the student's names.
+        centralized: Pool all images and train in a plain loop, without Flower.
+        output: Folder for a run directory; None writes nothing.
+        observers: Told how it goes.
+
+    Raises:
+        FedkdError: Anything in the config or the data that does not fit, before training starts.
+        ClientFailure: A client raised while training.
+    """
+    recipe = _recipe(config)
+    if centralized:
+        recipe = recipe.model_copy(update={"num_clients": 1})
+    experiment = open_experiment(
+        recipe, sites=sites, val=val, test=test, teacher=teacher, initial_student=initial_student
+    )
+    return run(experiment, centralized=centralized, output=output, observers=observers)
+
+
+def run(
+    experiment: Experiment,
+    *,
+    centralized: bool = False,
+    output: Path | str | None = None,
+    observers: Sequence[Observer] = (),
+) -> Simulation:
+    """Run an experiment that is open already; see :func:`simulate`."""
+    threads = experiment.recipe.engine.num_threads
+    mode = "centralized" if centralized else "federated"
+    with ExitStack() as stack:
+        if threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        everybody = list(observers)
+        results = None
+        if output is not None:
+            results = stack.enter_context(RunDirectory.create(experiment, mode, Path(output)))
+            everybody.append(results)
+        observer = _All(everybody)
+        node = Node(experiment, observer.client_progress)
+        if centralized:
+            board, arrays = run_centralized(experiment, node, observer)
+        else:
+            board, arrays = _run_inprocess(experiment, node, observer)
+        summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
+    student = experiment.build_student()
+    student.load_state_dict(student_arrays(arrays))
+    return Simulation(
+        rounds=pd.DataFrame(board.rounds),
+        clients=pd.DataFrame(board.clients),
+        summary=summary,
+        student=student.eval(),
+        board=board,
+        path=results.path if results else None,
+    )
+
+
+def _recipe(config: Recipe | Mapping[str, Any] | Path | str) -> Recipe:
+    if isinstance(config, Recipe):
+        return config
+    if isinstance(config, Mapping):
+        return configs.build(Recipe, config)
+    return configs.load(Recipe, config)
+
+
+def _run_inprocess(
+    experiment: Experiment, node: Node, observer: Observer
+) -> tuple[Scoreboard, Arrays]:
+    """ServerApp and ClientApp of Flower, joined by a Grid in this process."""
+    outcome: list[tuple[Scoreboard, Arrays]] = []
+
+    def main(grid: Grid, context: Context) -> None:
+        outcome.append(run_federation(grid, experiment, node.initial_arrays(), observer))
+
+    grid = InProcessGrid(make_client_app(lambda _: node), experiment.num_clients)
+    context = Context(grid.run.run_id, 0, {}, RecordDict(), {})
+    make_server_app(main)(grid, context)
+    return outcome[0]
+
+
+class _All:
+    """Tells several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def round_started(self, round_number: int) -> None:
+        for observer in self._observers:
+            observer.round_started(round_number)
+
+    def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
+        for observer in self._observers:
+            observer.client_progress(partition_id, what, done, total)
+
+    def round_finished(self, board: Scoreboard) -> None:
+        for observer in self._observers:
+            observer.round_finished(board)

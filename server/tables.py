@@ -1,0 +1,84 @@
+"""Tables that commands print on stdout."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from fedkd.metrics import Evaluation
+from server.scoreboard import Scoreboard
+
+METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+    "macro_f1": "macro-F1",
+    "kappa": "Cohen's kappa",
+    "macro_auroc": "macro-AUROC",
+    "accuracy": "accuracy",
+}
+
+
+def print_results(console: Console, board: Scoreboard) -> None:
+    """Val and test side by side: metrics, recall of groups and classes, hospitals."""
+    assert board.best_val is not None, "the run is not finished"
+    assert board.test is not None, "the run is not finished"
+    val, test = board.best_val, board.test
+    table = Table(title=f"student of round {board.best_round}, best on val")
+    table.add_column("")
+    table.add_column(f"val ({val.num_images})", justify="right")
+    table.add_column(f"test ({test.num_images})", justify="right")
+    for key, name in METRICS.items():
+        table.add_row(name, _number(getattr(val, key)), _number(getattr(test, key)))
+    groups = board.experiment.groups()
+    names = board.experiment.splits.train.class_names
+    for group in val.recall:
+        members = " ".join(names[c] for c in groups[group])
+        table.add_row(f"recall {group} ({members})", *_pair(val, test, "recall", group))
+    table.add_section()
+    counts = board.experiment.splits.train.class_counts()
+    for name, count in zip(names, counts, strict=True):
+        label = f"recall {name} ({count} train)"
+        table.add_row(label, *_pair(val, test, "recall_per_class", name))
+    table.add_section()
+    for site in test.balanced_accuracy_per_site:
+        label = f"balanced accuracy at {site}"
+        table.add_row(label, *_pair(val, test, "balanced_accuracy_per_site", site))
+    table.add_row(
+        "balanced accuracy of the worst hospital",
+        f"{_number(val.worst_site_balanced_accuracy)} {val.worst_site}",
+        f"{_number(test.worst_site_balanced_accuracy)} {test.worst_site}",
+    )
+    console.print(table)
+
+
+def print_partition(console: Console, table: pd.DataFrame) -> None:
+    """Training images per client and class; absent classes as a dot."""
+    shown = Table(title="training images")
+    for column in table.columns:
+        shown.add_column(str(column), justify="left" if column == "client" else "right")
+    for _, row in table.iterrows():
+        shown.add_row(*[str(value) if value != 0 else "·" for value in row])
+    totals = table.drop(columns="client").sum()
+    shown.add_section()
+    shown.add_row("all", *[str(value) for value in totals])
+    console.print(shown)
+
+
+def print_catalog(console: Console, parts: Mapping[str, Mapping[str, str]]) -> None:
+    """Names with a line each, by kind."""
+    for kind, entries in parts.items():
+        console.print(f"[bold]{kind}[/bold]")
+        width = max(len(name) for name in entries)
+        for name, description in entries.items():
+            console.print(f"  {name:<{width}}  {description}", highlight=False)
+
+
+def _pair(val: Evaluation, test: Evaluation, attribute: str, key: str) -> Sequence[str]:
+    values = [getattr(evaluation, attribute).get(key, math.nan) for evaluation in (val, test)]
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

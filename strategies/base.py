@@ -1,0 +1,253 @@
+"""What every strategy shares: seeded sampling, replies in order, checks, dtypes.
+
+The arithmetic is Flower's own. A strategy here wraps one of Flower's and feeds it replies that are
+sorted by partition id, checked, and weighted by a number that stays apart from the metrics.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from fedkd import seeding, wire
+from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
+
+logger = logging.getLogger(__name__)
+
+WEIGHT = "weight"
+Metrics = Mapping[str, Any]
+"""A client's metrics by the keys of :mod:`fedkd.wire`."""
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What one client contributed to a round.
+
+    Attributes:
+        partition_id: Which client.
+        weight: Its share of the aggregate; the weights of a round sum to 1.
+        metrics: What it sent, by the keys of :mod:`fedkd.wire`.
+    """
+
+    partition_id: int
+    weight: float
+    metrics: Metrics
+
+
+class SeededStrategy(Strategy):
+    """A strategy whose clients are drawn by partition id and whose replies are summed in order.
+
+    Subclasses say how clients are weighed (:meth:`weigh`), and may choose another of Flower's
+    strategies for the arithmetic.
+
+    Args:
+        num_clients: Clients to wait for.
+        seed: The experiment's seed.
+        fraction_train: Fraction of the clients that train in a round.
+        inner: Flower's strategy that sums arrays; it must weigh by the key ``"weight"``.
+    """
+
+    score_classes = False
+    """Whether clients must send the losses per class of the student that they received."""
+
+    def __init__(
+        self,
+        num_clients: int,
+        seed: int,
+        fraction_train: float = 1.0,
+        inner: Strategy | None = None,
+    ) -> None:
+        self.num_clients = num_clients
+        self.seed = seed
+        self.fraction_train = fraction_train
+        self.reports: list[ClientReport] = []
+        self._inner = inner or FedAvg(weighted_by_key=WEIGHT)
+        self._nodes: dict[int, int] = {}
+        self._received: dict[str, npt.NDArray[Any]] = {}
+
+    def weigh(self, metrics: Sequence[Metrics]) -> list[float]:
+        """One non-negative weight for each client; only their ratios matter."""
+        raise TypeError(f"{type(self).__name__} must say how it weighs clients")
+
+    def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
+        """Wait for all clients and learn which node has which partition.
+
+        Node ids are random and come in any order; partition ids make sampling reproducible.
+
+        Raises:
+            FedkdError: Clients that do not answer in time, or two with the same partition.
+        """
+        deadline = time.monotonic() + timeout_s
+        while len(nodes := sorted(grid.get_node_ids())) < self.num_clients:
+            if time.monotonic() > deadline:
+                raise FedkdError(
+                    f"{len(nodes)} of {self.num_clients} clients connected within {timeout_s:g} s; "
+                    "start the others, or lower num_clients"
+                )
+            time.sleep(0.5)
+        queries = [
+            Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
+            for node in nodes
+        ]
+        self._nodes = {}
+        for reply in _answers(grid.send_and_receive(queries, timeout=timeout_s), {}):
+            number = int(cast(int, reply.content.metric_records[wire.METRICS][wire.PARTITION_ID]))
+            if number in self._nodes:
+                raise FedkdError(f"two clients have partition {number}; give each its own")
+            self._nodes[number] = reply.metadata.src_node_id
+        if sorted(self._nodes) != list(range(self.num_clients)):
+            raise FedkdError(
+                f"clients have the partitions {sorted(self._nodes)}; expected 0 to "
+                f"{self.num_clients - 1}"
+            )
+
+    def sample(self, server_round: int) -> list[int]:
+        """Partition ids that train in a round, sorted; at least one."""
+        size = max(1, round(self.num_clients * self.fraction_train))
+        rng = seeding.rng(self.seed, "sample", server_round)
+        return sorted(rng.choice(self.num_clients, size=size, replace=False).tolist())
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to the sampled clients, in partition order."""
+        if not self._nodes:
+            self.call_roll(grid)
+        # Kept to compare the replies with: names, shapes and dtypes must be what was sent.
+        self._received = {name: array.numpy() for name, array in arrays.items()}
+        config[wire.ROUND] = server_round
+        config[wire.SCORE_CLASSES] = self.score_classes
+        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        return [
+            Message(
+                content=content,
+                message_type=MessageType.TRAIN,
+                dst_node_id=self._nodes[number],
+                group_id=str(server_round),
+            )
+            for number in self.sample(server_round)
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """The new global arrays; what each client sent is left in :attr:`reports`.
+
+        Raises:
+            ClientFailure: A client raised; its name and traceback are in the text.
+            UpdateRefused: A reply has other names, shapes or dtypes, or values that are not finite.
+        """
+        numbers = {node: number for number, node in self._nodes.items()}
+        answers = _answers(replies, numbers)
+        answers.sort(key=lambda reply: numbers[reply.metadata.src_node_id])
+        if not answers:
+            raise ClientFailure(f"no client replied in round {server_round}")
+        metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
+        updates = [self._check(reply, numbers[reply.metadata.src_node_id]) for reply in answers]
+        weights = self.weigh(metrics)
+        total = sum(weights)
+        if not np.isfinite(total) or total <= 0 or min(weights) < 0:
+            raise UpdateRefused(f"the clients' weights {weights} cannot be normalised")
+        self.reports = [
+            ClientReport(int(m[wire.PARTITION_ID]), w / total, m)
+            for m, w in zip(metrics, weights, strict=True)
+        ]
+        for reply, update, weight in zip(answers, updates, weights, strict=True):
+            # Flower weighs and averages metrics by one key; the metrics stay out of its sight.
+            reply.content = RecordDict(
+                {wire.ARRAYS: update, wire.METRICS: MetricRecord({WEIGHT: weight})}
+            )
+        with _quiet(logging.getLogger("flwr")):
+            summed, _ = self._inner.aggregate_train(server_round, answers)
+        assert summed is not None, "Flower refused replies that were checked"
+        return self._complete(summed, updates), MetricRecord()
+
+    def _check(self, reply: Message, number: int) -> ArrayRecord:
+        """The arrays of a reply, unless something is wrong with them."""
+        arrays = reply.content.array_records[wire.ARRAYS]
+        if set(arrays) != set(self._received):
+            differing = sorted(set(arrays) ^ set(self._received))
+            raise UpdateRefused(
+                f"client {number} sent other arrays than it received; the first: {differing[0]}"
+            )
+        for name, array in arrays.items():
+            values, expected = array.numpy(), self._received[name]
+            if values.shape != expected.shape or values.dtype != expected.dtype:
+                raise UpdateRefused(
+                    f"client {number} sent {name} as {values.dtype} {values.shape}; "
+                    f"expected {expected.dtype} {expected.shape}"
+                )
+            if not np.isfinite(values).all():
+                bad = int((~np.isfinite(values)).sum())
+                raise UpdateRefused(
+                    f"client {number} sent {bad} values of {name} that are not finite; its training "
+                    "diverged: lower training.learning_rate or set training.clip_norm"
+                )
+        return arrays
+
+    def _complete(self, summed: ArrayRecord, updates: Sequence[ArrayRecord]) -> ArrayRecord:
+        """Put back dtypes, and integers: a count is not averaged but the largest one is kept."""
+        complete = ArrayRecord()
+        for name, expected in self._received.items():
+            if np.issubdtype(expected.dtype, np.integer):
+                values = np.max([update[name].numpy() for update in updates], axis=0)
+            else:
+                values = summed[name].numpy()
+            complete[name] = Array(np.asarray(values, dtype=expected.dtype))
+        return complete
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No messages: the server evaluates on its own val split."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def summary(self) -> None:
+        """Log what this strategy does."""
+        logger.info("%s over %d clients", type(self).__name__, self.num_clients)
+
+
+@contextmanager
+def _quiet(flower: logging.Logger) -> Iterator[None]:
+    """Keep Flower from announcing each sum of arrays; its warnings still come through."""
+    level = flower.level
+    flower.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        flower.setLevel(level)
+
+
+def _answers(replies: Iterable[Message], numbers: Mapping[int, int]) -> list[Message]:
+    """The replies, or a ClientFailure that names every client that raised."""
+    received = list(replies)
+    failed = sorted(
+        (numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id), reply.error.reason)
+        for reply in received
+        if reply.has_error()
+    )
+    if failed:
+        raise ClientFailure("\n".join(f"client {number} failed: {why}" for number, why in failed))
+    return received

@@ -1,0 +1,28 @@
+"""Strategies by name."""
+
+from typing import NamedTuple
+
+from fedkd.recipe import StrategyConfig
+from strategies.base import SeededStrategy
+from strategies.fedavg import FedAvg
+from strategies.mas import MAS
+
+
+class Entry(NamedTuple):
+    """A strategy and the line that describes it."""
+
+    build: type[SeededStrategy]
+    description: str
+
+
+STRATEGIES: dict[str, Entry] = {
+    "fedavg": Entry(FedAvg, "weights are numbers of images (McMahan et al. 2017)"),
+    "mas": Entry(MAS, "weights are robust factors of class losses (Elbatel et al. 2023)"),
+}
+
+
+def make_strategy(config: StrategyConfig, num_clients: int, seed: int) -> SeededStrategy:
+    """The strategy that the recipe names."""
+    return STRATEGIES[config.name].build(
+        num_clients=num_clients, seed=seed, fraction_train=config.fraction_train
+    )

@@ -1,0 +1,215 @@
+"""Strategies on hand-made replies, with the arithmetic written out."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd import wire
+from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
+from fedkd.recipe import StrategyConfig
+from server.engines.inprocess import InProcessGrid
+from strategies.factory import STRATEGIES, make_strategy
+from strategies.mas import robust_factor
+
+GLOBAL = {
+    "w": np.zeros(3, np.float32),
+    "running_var": np.ones(2, np.float64),
+    "num_batches_tracked": np.array(7, np.int64),
+}
+
+
+def record(arrays):
+    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+
+
+def update(
+    number, w=0.0, num_examples=1, count=7, scores=(1.0, 1.0), losses=(1.0, 1.0), counts=(1, 1)
+):
+    arrays = {
+        "w": np.full(3, w, np.float32),
+        "running_var": np.full(2, w, np.float64),
+        "num_batches_tracked": np.array(count, np.int64),
+    }
+    metrics = {
+        wire.PARTITION_ID: number,
+        wire.NUM_EXAMPLES: num_examples,
+        wire.CLASS_COUNTS: list(counts),
+        wire.CLASS_SCORES: list(scores),
+        wire.CLASS_LOSSES: list(losses),
+    }
+    return arrays, metrics
+
+
+class Federation:
+    """A strategy, and clients that answer with what they are given."""
+
+    def __init__(self, name, updates, fraction=1.0, seed=0):
+        app = ClientApp()
+        num = len(updates)
+
+        @app.query()
+        def query(message, context):
+            number = context.node_config["partition-id"]
+            metrics = MetricRecord({wire.PARTITION_ID: number})
+            return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
+
+        @app.train()
+        def train(message, context):
+            answer = updates[context.node_config["partition-id"]]
+            if isinstance(answer, Exception):
+                raise answer
+            arrays, metrics = answer
+            content = RecordDict({wire.ARRAYS: record(arrays), wire.METRICS: MetricRecord(metrics)})
+            return Message(content, reply_to=message)
+
+        self.grid = InProcessGrid(app, num)
+        config = StrategyConfig(name=name, fraction_train=fraction)
+        self.strategy = make_strategy(config, num, seed)
+
+    def round(self, number=1, reverse=False):
+        messages = self.strategy.configure_train(number, record(GLOBAL), ConfigRecord(), self.grid)
+        replies = list(self.grid.send_and_receive(messages))
+        arrays, _ = self.strategy.aggregate_train(number, replies[::-1] if reverse else replies)
+        return {name: array.numpy() for name, array in arrays.items()}
+
+
+def test_fedavg_weighs_by_images():
+    federation = Federation("fedavg", [update(0, 1.0, 10), update(1, 4.0, 30)])
+    assert federation.round()["w"].tolist() == [0.25 * 1 + 0.75 * 4] * 3
+    assert [report.weight for report in federation.strategy.reports] == [0.25, 0.75]
+
+
+def test_mas_weighs_by_robust_factors_and_not_by_images():
+    # Client 0: a = (3, 1) / 4, c = (1, 1) / 2 -> R = 0.5. Client 1 has one class -> R = 1.
+    updates = [
+        update(0, 3.0, 1000, scores=(6.0, 1.0), losses=(4.0, 2.0), counts=(2, 1)),
+        update(1, 6.0, 1, scores=(0.0, 5.0), losses=(0.0, 2.0), counts=(0, 4)),
+    ]
+    assert robust_factor(np.array([3.0, 1.0]), np.array([2.0, 2.0])) == 0.5
+    federation = Federation("mas", updates)
+    assert federation.round()["w"].tolist() == pytest.approx([3 / 3 + 6 * 2 / 3] * 3)
+
+
+def test_mas_with_all_factors_zero_weighs_equally():
+    updates = [update(0, 1.0, 5, scores=(0.0, 0.0)), update(1, 3.0, 9, scores=(0.0, 0.0))]
+    assert Federation("mas", updates).round()["w"].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "losses", "factor"),
+    [
+        ((0.0, 0.0), (1.0, 1.0), 0.0),
+        ((1.0, 1.0), (0.0, 0.0), 0.0),
+        ((0.0, 2.0), (9.0, 3.0), 0.25),
+        ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 1 / 3),
+    ],
+)
+def test_robust_factor_by_hand(scores, losses, factor):
+    assert robust_factor(np.array(scores), np.array(losses)) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_the_order_of_replies_changes_no_bit(name):
+    rng = np.random.default_rng(0)
+    updates = [update(i, rng.normal(), int(rng.integers(1, 99))) for i in range(5)]
+    first = Federation(name, updates).round()
+    second = Federation(name, updates).round(reverse=True)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_equal_clients_leave_their_student_and_weights_sum_to_one(name):
+    federation = Federation(name, [update(i, 0.3, 1 + i) for i in range(3)])
+    assert federation.round()["w"] == pytest.approx(np.full(3, np.float32(0.3)))
+    assert sum(report.weight for report in federation.strategy.reports) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_one_client_passes_through_bit_for_bit(name):
+    arrays, metrics = update(0)
+    arrays["w"] = np.array([0.1, -0.0, 1e-40], np.float32)
+    out = Federation(name, [(arrays, metrics)]).round()
+    assert all(out[key].tobytes() == arrays[key].tobytes() for key in arrays)
+
+
+def test_dtypes_are_kept_and_counts_take_the_largest():
+    out = Federation("fedavg", [update(0, 1.0, 3, count=9), update(1, 2.0, 1, count=12)]).round()
+    assert {key: value.dtype.name for key, value in out.items()} == {
+        "w": "float32", "running_var": "float64", "num_batches_tracked": "int64",
+    }  # fmt: skip
+    assert out["num_batches_tracked"] == 12
+
+
+def test_a_client_without_examples_has_no_say():
+    out = Federation("fedavg", [update(0, 1.0, 0), update(1, 2.0, 5)]).round()
+    assert out["w"].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_not_finite_is_refused_by_name(value):
+    federation = Federation("fedavg", [update(0), update(1, value)])
+    with pytest.raises(UpdateRefused, match="client 1 sent 3 values of w that are not finite"):
+        federation.round()
+
+
+def test_an_update_with_another_shape_or_dtype_is_refused():
+    arrays, metrics = update(0)
+    arrays["w"] = np.zeros(3, np.float64)
+    with pytest.raises(UpdateRefused, match="client 0 sent w as float64.*expected float32"):
+        Federation("fedavg", [(arrays, metrics)]).round()
+
+
+def test_an_update_with_other_names_is_refused():
+    arrays, metrics = update(0)
+    arrays["x"] = arrays.pop("w")
+    with pytest.raises(UpdateRefused, match="other arrays than it received; the first: w"):
+        Federation("fedavg", [(arrays, metrics)]).round()
+
+
+def test_weights_that_sum_to_nothing_are_refused():
+    with pytest.raises(UpdateRefused, match="cannot be normalised"):
+        Federation("fedavg", [update(0, num_examples=0)]).round()
+
+
+def test_a_client_that_raises_stops_the_round_with_name_and_traceback():
+    federation = Federation("fedavg", [update(0), RuntimeError("disk on fire")])
+    with pytest.raises(ClientFailure, match=r"(?s)client 1 failed: Traceback.*disk on fire"):
+        federation.round()
+
+
+def test_sampling_depends_on_seed_and_round_alone():
+    strategies = [make_strategy(StrategyConfig(fraction_train=0.3), 20, seed) for seed in (0, 0, 1)]
+    first, again, other = ([s.sample(r) for r in range(1, 9)] for s in strategies)
+    assert first == again
+    assert first != other
+    assert len({tuple(ids) for ids in first}) > 1
+    assert all(len(set(ids)) == 6 and ids == sorted(ids) for ids in first)
+
+
+def test_at_least_one_client_trains():
+    assert len(make_strategy(StrategyConfig(fraction_train=0.01), 5, 0).sample(1)) == 1
+
+
+def test_only_the_sampled_clients_are_asked():
+    federation = Federation("fedavg", [update(i, float(i), 1) for i in range(6)], fraction=0.5)
+    federation.round(number=3)
+    asked = [report.partition_id for report in federation.strategy.reports]
+    assert asked == federation.strategy.sample(3)
+
+
+def test_two_clients_with_one_partition_are_refused():
+    federation = Federation("fedavg", [update(0), update(1)])
+    for context in federation.grid._contexts.values():
+        context.node_config["partition-id"] = 0
+    with pytest.raises(FedkdError, match="two clients have partition 0"):
+        federation.round()
+
+
+def test_an_error_reply_without_a_known_node_is_still_an_error():
+    federation = Federation("fedavg", [update(0)])
+    federation.strategy.call_roll(federation.grid)
+    message = federation.grid.create_message(RecordDict(), "train", 100, "1")
+    reply = Message(Error(2, "gone"), reply_to=message)
+    with pytest.raises(ClientFailure, match="client 0 failed: gone"):
+        federation.strategy.aggregate_train(1, [reply])
