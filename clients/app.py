@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Protocol, cast
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,11 +17,51 @@ from fedkd.recipe import Recipe
 OpenNode = Callable[[Context], Node]
 
 
-def make_app(open_node: OpenNode) -> ClientApp:
+class Memory(Protocol):
+    """Where clients keep their state between rounds."""
+
+    def load(self, context: Context) -> State:
+        """What was saved for this node last; empty at first."""
+
+    def save(self, context: Context, state: State) -> None:
+        """Keep the state of this node."""
+
+
+class ContextMemory:
+    """Keeps state in Flower's context, which travels with the node wherever it runs."""
+
+    def load(self, context: Context) -> State:
+        """Copies of the context's array records."""
+        records = context.state.array_records
+        return {name: dict(record.to_torch_state_dict()) for name, record in records.items()}
+
+    def save(self, context: Context, state: State) -> None:
+        """One array record for each part of the state."""
+        for name, tensors in state.items():
+            context.state[name] = ArrayRecord(tensors)
+
+
+class ProcessMemory:
+    """Keeps tensors as they are, for nodes that stay in one process: nothing is serialised."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, State] = {}
+
+    def load(self, context: Context) -> State:
+        """The very tensors that were saved."""
+        return self._states.get(context.node_id, {})
+
+    def save(self, context: Context, state: State) -> None:
+        """Keep them; a node returns fresh tensors every time."""
+        self._states[context.node_id] = state
+
+
+def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
     """A ClientApp that answers roll calls and trains.
 
     Args:
         open_node: Gives the node of this process; called with each message's context.
+        memory: Where clients keep their state between rounds.
     """
     app = ClientApp()
 
@@ -34,14 +75,21 @@ def make_app(open_node: OpenNode) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         """Train the received student for one round and remember the client's state."""
         instructions = message.content.config_records[wire.CONFIG]
-        reply, state = open_node(context).train(
-            partition_id(context),
-            message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
-            _load_state(context.state),
-            round_number=int(instructions[wire.ROUND]),  # type: ignore[arg-type]
-            score_classes=bool(instructions[wire.SCORE_CLASSES]),
-        )
-        _save_state(context.state, state)
+        number, round_number = partition_id(context), int(cast(int, instructions[wire.ROUND]))
+        node = open_node(context)
+        try:
+            reply, state = node.train(
+                number,
+                message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
+                memory.load(context),
+                round_number=round_number,
+                score_classes=bool(instructions[wire.SCORE_CLASSES]),
+            )
+        except Exception as error:
+            name = node.experiment.partition.client_names[number]
+            error.add_note(f"while client {number} ({name}) trained in round {round_number}")
+            raise
+        memory.save(context, state)
         content = RecordDict(
             {wire.ARRAYS: ArrayRecord(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
         )
@@ -59,15 +107,6 @@ def partition_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def _load_state(records: RecordDict) -> State:
-    return {name: dict(r.to_torch_state_dict()) for name, r in records.array_records.items()}
-
-
-def _save_state(records: RecordDict, state: State) -> None:
-    for name, tensors in state.items():
-        records[name] = ArrayRecord(tensors)
-
-
 @cache
 def _node(path: str) -> Node:
     return Node(open_experiment(config.load(Recipe, Path(path))))
@@ -78,4 +117,4 @@ def _node_of_run(context: Context) -> Node:
     return _node(str(context.run_config["config"]))
 
 
-app = make_app(_node_of_run)
+app = make_app(_node_of_run, ContextMemory())

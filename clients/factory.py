@@ -27,4 +27,4 @@ def make_objective(experiment: Experiment, partition_id: int) -> Objective:
         return EKD(
             recipe.objective.loss, class_counts, experiment.teacher, recipe.objective.lambda_f
         )
-    return FoPro(experiment, partition_id, class_counts)
+    return FoPro(experiment, partition_id, experiment.teacher, class_counts)

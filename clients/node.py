@@ -64,11 +64,12 @@ class Node:
         self.progress = progress
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
+        self._initial = True
 
     def initial_arrays(self) -> dict[str, Tensor]:
-        """Initial student, and the initial shared tensors of the objective, by name."""
-        student = self.experiment.build_student()
-        return _arrays(student, make_objective(self.experiment, 0))
+        """Initial student, and the initial shared tensors of the objective; before any training."""
+        assert self._initial, "a client has trained already"
+        return _arrays(self._student, make_objective(self.experiment, 0))
 
     def train(
         self,
@@ -94,10 +95,11 @@ class Node:
         recipe = self.experiment.recipe
         loader = self.experiment.loader(partition_id)
         objective = make_objective(self.experiment, partition_id)
-        student = self._student
-        load_arrays(student, objective, arrays)
+        student, self._initial = self._student, False
         if state:
             objective.load_state(state[OBJECTIVE])
+        # After the state: what clients share replaces what this one remembers of it.
+        load_arrays(student, objective, arrays)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
         if score_classes:
             metrics[wire.CLASS_SCORES] = self._score(objective, loader, student).tolist()
@@ -181,4 +183,7 @@ def _arrays(student: Student, objective: Objective) -> dict[str, Tensor]:
     """Copies of all tensors that travel."""
     tensors = dict(student.state_dict())
     tensors.update({wire.PROMPTS + name: t for name, t in objective.shared().items()})
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }

@@ -14,6 +14,7 @@ from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import head_medium_tail
 from fedkd.errors import ConfigError, DataError, PartitionError, TeacherError
+from fedkd.fourier.prompts import MIN_SIZE
 from fedkd.models.factory import build_student
 from fedkd.models.student import Student, load_initial
 from fedkd.partition import Partition, partition
@@ -214,6 +215,11 @@ def _check_images(splits: Splits, recipe: Recipe) -> None:
                 "take 3 (repeat a grey channel three times)"
             )
         values = images.images
+        if recipe.objective.name == "fopro" and min(values.shape[2:]) < MIN_SIZE:
+            raise DataError(
+                f"{name} images are {values.shape[2]}x{values.shape[3]} px; Fourier prompts need "
+                f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
+            )
         if recipe.objective.name == "fopro" and values.dtype != np.uint8:
             low, high = float(values.min()), float(values.max())
             if low < 0 or high > 1:

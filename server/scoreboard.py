@@ -11,6 +11,7 @@ from torch import Tensor
 from fedkd import wire
 from fedkd.experiment import Experiment
 from fedkd.metrics import Evaluation
+from fedkd.models.student import Student
 from server.evaluation import Probabilities, report_test, validate
 
 Arrays = dict[str, Tensor]
@@ -96,6 +97,11 @@ class Scoreboard:
         assert self.best_val is not None, "finish() before any round"
         self._student.load_state_dict(self.best_arrays)
         self.test, self.test_probabilities = report_test(self._student, self.experiment)
+
+    def final_student(self, arrays: Mapping[str, Tensor]) -> Student:
+        """The global student as a module, in eval mode; the board evaluates nothing afterwards."""
+        self._student.load_state_dict(student_arrays(arrays))
+        return self._student.eval()
 
     def _is_better(self, val: Evaluation) -> bool:
         if self.best_val is None:

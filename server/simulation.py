@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
+from clients.app import ProcessMemory
 from clients.app import make_app as make_client_app
 from clients.node import Node
 from fedkd import config as configs
@@ -24,7 +25,7 @@ from server.centralized import run_centralized
 from server.engines.inprocess import InProcessGrid
 from server.federation import run_federation
 from server.results import RunDirectory, summarise
-from server.scoreboard import Arrays, Observer, Scoreboard, student_arrays
+from server.scoreboard import Arrays, Observer, Scoreboard
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,11 @@ def run(
         else:
             board, arrays = _run_inprocess(experiment, node, observer)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
-    student = experiment.build_student()
-    student.load_state_dict(student_arrays(arrays))
     return Simulation(
         rounds=pd.DataFrame(board.rounds),
         clients=pd.DataFrame(board.clients),
         summary=summary,
-        student=student.eval(),
+        student=board.final_student(arrays),
         board=board,
         path=results.path if results else None,
     )
@@ -143,7 +142,7 @@ def _run_inprocess(
     def main(grid: Grid, context: Context) -> None:
         outcome.append(run_federation(grid, experiment, node.initial_arrays(), observer))
 
-    grid = InProcessGrid(make_client_app(lambda _: node), experiment.num_clients)
+    grid = InProcessGrid(make_client_app(lambda _: node, ProcessMemory()), experiment.num_clients)
     context = Context(grid.run.run_id, 0, {}, RecordDict(), {})
     make_server_app(main)(grid, context)
     return outcome[0]

@@ -179,13 +179,14 @@ class SeededStrategy(Strategy):
         return self._complete(summed, updates), MetricRecord()
 
     def _check(self, reply: Message, number: int) -> ArrayRecord:
-        """The arrays of a reply, unless something is wrong with them."""
+        """The arrays of a reply, read once, unless something is wrong with them."""
         arrays = reply.content.array_records[wire.ARRAYS]
         if set(arrays) != set(self._received):
             differing = sorted(set(arrays) ^ set(self._received))
             raise UpdateRefused(
                 f"client {number} sent other arrays than it received; the first: {differing[0]}"
             )
+        checked = ArrayRecord()
         for name, array in arrays.items():
             values, expected = array.numpy(), self._received[name]
             if values.shape != expected.shape or values.dtype != expected.dtype:
@@ -199,7 +200,8 @@ class SeededStrategy(Strategy):
                     f"client {number} sent {bad} values of {name} that are not finite; its training "
                     "diverged: lower training.learning_rate or set training.clip_norm"
                 )
-        return arrays
+            checked[name] = _Held(values)
+        return checked
 
     def _complete(self, summed: ArrayRecord, updates: Sequence[ArrayRecord]) -> ArrayRecord:
         """Put back dtypes, and integers: a count is not averaged but the largest one is kept."""
@@ -227,6 +229,20 @@ class SeededStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
+
+
+class _Held(Array):
+    """An array that was read already: Flower's arithmetic asks for it again, and gets it as it is."""
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        super().__init__(
+            dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", data=b""
+        )
+        self.__dict__["values"] = values
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The array."""
+        return cast(npt.NDArray[Any], self.__dict__["values"])
 
 
 @contextmanager

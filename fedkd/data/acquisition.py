@@ -6,6 +6,7 @@ Synthetic, and all numbers are our choice.
 """
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ class Hospital:
         blur: Standard deviation of the blur in hundredths of the image width.
         noise: Standard deviation of the sensor's noise at full light.
         quality: JPEG quality, 1..95.
-        hair: Mean number of hairs.
+        hair: Mean number of hairs on the half of the pictures that may have some, at most 12.
         ruler: Chance of ruler ticks along an edge.
         bubbles: Mean number of gel bubbles.
     """
@@ -92,9 +93,7 @@ def hospital(seed: int, site: int) -> Hospital:
     })  # fmt: skip
 
 
-def photograph(
-    skin: npt.NDArray[np.float32], settings: Hospital, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def photograph(skin: Field, settings: Hospital, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Picture of ``skin`` as this hospital stores it.
 
     Args:
@@ -110,22 +109,22 @@ def photograph(
     canvas = Canvas(size, rng)
     picture = _artefacts(skin, settings, canvas)
     distance = np.hypot(x, y)
-    angle = rng.uniform(0, 2 * np.pi)
-    fall = np.float32(settings.unevenness * rng.uniform(0.5, 1.5))
-    light = 1 + fall * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y)
-    light *= 1 - np.float32(settings.vignette * rng.uniform(0.7, 1.3)) * distance**2 / 2
-    light *= np.float32(settings.exposure * np.exp(rng.normal(0, 0.06)))
+    angle = rng.uniform(0, 2 * math.pi)
+    fall = settings.unevenness * rng.uniform(0.5, 1.5)
+    light = 1 + fall * (math.cos(angle) * x + math.sin(angle) * y)
+    light *= 1 - settings.vignette * rng.uniform(0.7, 1.3) * distance**2 / 2
+    light *= settings.exposure * math.exp(rng.normal(0, 0.06))
     if rng.random() < settings.field_stop:
-        light *= sigmoid((np.float32(rng.uniform(0.98, 1.25)) - distance) / np.float32(0.025))
+        light *= sigmoid((rng.uniform(0.98, 1.25) - distance) / 0.025)
     warmth = settings.warmth + rng.normal(0, 0.03)
     tint = settings.tint + rng.normal(0, 0.02)
     gains = np.exp(np.array([warmth / 2, tint, -warmth / 2], np.float32))[:, None, None]
     picture = _blur(picture * light * gains, settings.blur * rng.uniform(0.7, 1.4) * size / 100)
     grey = picture.mean(axis=0)
-    picture = grey + np.float32(settings.saturation) * (picture - grey)
-    picture = np.clip(picture, 0, 1) ** np.float32(settings.gamma)
+    picture = grey + settings.saturation * (picture - grey)
+    picture = np.clip(picture, 0, 1) ** settings.gamma
     grain = rng.standard_normal(picture.shape, dtype=np.float32)
-    picture += np.float32(settings.noise) * np.sqrt(picture + np.float32(0.05)) * grain
+    picture += settings.noise * np.sqrt(picture + 0.05) * grain
     pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     return _compress(pixels, int(np.clip(round(settings.quality + rng.normal(0, 4)), 30, 95)))
 
@@ -134,36 +133,35 @@ def _artefacts(skin: Field, settings: Hospital, canvas: Canvas) -> Field:
     """Hairs, ruler ticks and gel bubbles on the skin."""
     rng, x, y = canvas.rng, canvas.x, canvas.y
     picture = skin
-    for _ in range(min(int(rng.poisson(settings.hair)), 12) if rng.random() < 0.5 else 0):
-        angle, bend = rng.uniform(0, np.pi), np.float32(rng.normal(0, 0.35))
-        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    num_hairs = min(int(rng.poisson(settings.hair)), 12) if rng.random() < 0.5 else 0
+    for _ in range(num_hairs):
+        angle, bend = rng.uniform(0, math.pi), rng.normal(0, 0.35)
+        cos, sin = math.cos(angle), math.sin(angle)
         along = cos * x + sin * y
-        across = cos * y - sin * x - np.float32(rng.uniform(-0.9, 0.9)) - bend * along**2
+        across = cos * y - sin * x - rng.uniform(-0.9, 0.9) - bend * along**2
         start, length = rng.uniform(-1.5, 0.3), rng.uniform(0.6, 2.2)
-        on = np.abs(along - np.float32(start + length / 2)) < np.float32(length / 2)
-        width = np.float32(rng.uniform(0.012, 0.026))
-        hair = np.exp(-np.square(across / width)) * on * np.float32(rng.uniform(0.4, 0.9))
+        on = np.abs(along - (start + length / 2)) < length / 2
+        width = rng.uniform(0.012, 0.026)
+        hair = np.exp(-np.square(across / width)) * on * rng.uniform(0.4, 0.9)
         picture = picture * (1 - hair)
     if rng.random() < settings.ruler:
         line, other = (x, y) if rng.random() < 0.5 else (y, x)
-        tick = np.abs((line * np.float32(rng.uniform(5, 8))) % 1 - np.float32(0.5)) < 0.06
-        edge = np.float32(rng.uniform(0.75, 0.9) * rng.choice([-1, 1]))
-        picture = picture * (1 - np.float32(0.75) * (tick & (np.abs(other - edge) < 0.09)))
+        tick = np.abs((line * rng.uniform(5, 8)) % 1 - 0.5) < 0.06
+        edge = rng.uniform(0.75, 0.9) * (1 if rng.random() < 0.5 else -1)
+        ticks = (tick & (np.abs(other - edge) < 0.09)).astype(np.float32)
+        picture = picture * (1 - 0.75 * ticks)
     for _ in range(int(rng.poisson(max(settings.bubbles, 0)))):
-        centre, radius = (
-            rng.uniform(-1, 1, 2).astype(np.float32),
-            np.float32(rng.uniform(0.05, 0.16)),
-        )
-        ring = (np.hypot(x - centre[0], y - centre[1]) - radius) / np.float32(0.025)
-        picture = picture + np.float32(rng.uniform(0.1, 0.3)) * np.exp(-ring * ring)
+        to_right, down, radius = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.05, 0.16)
+        ring = (np.hypot(x - to_right, y - down) - radius) / 0.025
+        picture = picture + rng.uniform(0.1, 0.3) * np.exp(-ring * ring)
     return picture
 
 
 def _blur(picture: Field, deviation: float) -> Field:
     """Gaussian blur in the Fourier domain; ``deviation`` in pixels. The picture wraps around."""
     size = picture.shape[-1]
-    turn = np.float32(2 * np.pi * deviation / size)
-    transfer = np.exp(np.float32(-0.5) * np.square(turn * frequencies(size)))
+    turn = 2 * math.pi * deviation / size
+    transfer = np.exp(-0.5 * np.square(turn * frequencies(size)))
     blurred = np.fft.irfft2(np.fft.rfft2(picture) * transfer, s=(size, size))
     return blurred.astype(np.float32)
 

@@ -16,12 +16,14 @@ texture analysis/synthesis by extracting hemoglobin and melanin information in t
 SIGGRAPH 2003. Class names: ISIC 2019 challenge. All numbers are our choice.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from fedkd.data.lesion_structures import STRUCTURES, Layers
 from fedkd.data.skin_patterns import Canvas, Field, sigmoid
 
 Range = tuple[float, float]
@@ -53,7 +55,7 @@ class Diagnosis:
         keratin: Whitening, 0..1.
         variegation: Relative unevenness of colour.
         mimics: Classes whose outline and colours this one may borrow.
-        structures: Chance of each dermoscopic structure, by its name in ``_STRUCTURES``.
+        structures: Chance of each dermoscopic structure, by its name in ``STRUCTURES``.
     """
 
     radius: Range
@@ -125,30 +127,9 @@ MIMICRY = 0.4
 """Chance that a lesion has the outline and the colours of another diagnosis."""
 
 
-@dataclass
-class _Layers:
-    """What absorbs light at each pixel, and the lesion's own geometry.
-
-    Attributes:
-        melanin: Units of melanin; likewise ``deep``, ``blood`` and ``keratin``.
-        inside: 1 within the lesion, 0 outside, soft at the border.
-        depth: 1 in the centre, 0 on the border, negative outside.
-        rim: 1 along the border.
-    """
-
-    melanin: Field
-    deep: Field
-    blood: Field
-    keratin: Field
-    inside: Field
-    depth: Field
-    rim: Field
-    radius: float
-
-
 def draw_lesion(
     label: int, size: int, rng: np.random.Generator, magnification: float = 1.0
-) -> npt.NDArray[np.float32]:
+) -> Field:
     """One lesion on skin, as reflectance.
 
     Args:
@@ -168,13 +149,13 @@ def draw_lesion(
     layers = _lesion(canvas, look)
     for name, chance in diagnosis.structures.items():
         if rng.random() < chance:
-            _STRUCTURES[name](canvas, layers, np.float32(rng.uniform(0.45, 1.2)))
+            STRUCTURES[name](canvas, layers, rng.uniform(0.45, 1.2))
     density = MELANIN * layers.melanin + DEEP_MELANIN * layers.deep + BLOOD * layers.blood
     skin = PALE_SKIN * np.exp(-density)
     return np.clip(skin + np.clip(layers.keratin, 0, 0.9) * (KERATIN - skin), 0, 1)
 
 
-def _lesion(canvas: Canvas, look: Diagnosis) -> _Layers:
+def _lesion(canvas: Canvas, look: Diagnosis) -> Layers:
     """Skin with the lesion's body on it, without structures."""
     rng = canvas.rng
     pick = {
@@ -182,198 +163,30 @@ def _lesion(canvas: Canvas, look: Diagnosis) -> _Layers:
         for name in ("radius", "irregularity", "softness", "melanin", "deep", "blood", "keratin",
                      "variegation")
     }  # fmt: skip
-    angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, 0.16))
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    x = canvas.x - np.float32(rng.normal(0, 0.08))
-    y = canvas.y - np.float32(rng.normal(0, 0.08))
-    along, across = (cos * x + sin * y) * np.float32(stretch), (cos * y - sin * x) / np.float32(
-        stretch
-    )
+    angle, stretch = rng.uniform(0, math.pi), math.exp(rng.normal(0, 0.16))
+    cos, sin = math.cos(angle), math.sin(angle)
+    x = canvas.x - rng.normal(0, 0.08)
+    y = canvas.y - rng.normal(0, 0.08)
+    along = (cos * x + sin * y) * stretch
+    across = (cos * y - sin * x) / stretch
     radius = pick["radius"]
-    depth = 1 - np.hypot(along, across) / np.float32(radius)
-    depth += np.float32(pick["irregularity"]) * (
-        np.float32(0.8) * canvas.noise(2.5) + np.float32(0.3) * canvas.noise(7)
-    )
-    inside = sigmoid(depth / np.float32(0.35 * pick["softness"]))
-    rim = np.exp(-np.square(depth / np.float32(0.22)))
-    uneven = 1 + np.float32(pick["variegation"]) * canvas.noise(2.8)
+    depth = 1 - np.hypot(along, across) / radius
+    depth += pick["irregularity"] * (0.8 * canvas.noise(2.5) + 0.3 * canvas.noise(7))
+    inside = sigmoid(depth / (0.35 * pick["softness"]))
+    rim = np.exp(-np.square(depth / 0.22))
+    uneven = 1 + pick["variegation"] * canvas.noise(2.8)
     # One side is often darker than the other, the more so the more uneven the lesion.
-    uneven += np.float32(pick["variegation"] * rng.normal(0, 0.8)) * along / np.float32(radius)
+    uneven += pick["variegation"] * rng.normal(0, 0.8) * along / radius
     body = inside * np.clip(uneven, 0.1, 2.5)
-    tan, flush = np.float32(rng.uniform(0, 0.35)), np.float32(rng.uniform(0.02, 0.35))
+    tan, flush = rng.uniform(0, 0.35), rng.uniform(0.02, 0.35)
     skin_texture = canvas.noise(12, 0.6)
-    return _Layers(
-        melanin=tan + np.float32(pick["melanin"]) * body + np.float32(0.02) * skin_texture,
-        deep=np.float32(pick["deep"]) * body,
-        blood=flush * (1 + np.float32(0.16) * canvas.noise(6, 0.9))
-        + np.float32(pick["blood"]) * body,
-        keratin=np.float32(pick["keratin"]) * inside,
+    return Layers(
+        melanin=tan + pick["melanin"] * body + 0.02 * skin_texture,
+        deep=pick["deep"] * body,
+        blood=flush * (1 + 0.16 * canvas.noise(6, 0.9)) + pick["blood"] * body,
+        keratin=pick["keratin"] * inside,
         inside=inside,
         depth=depth,
         rim=rim,
         radius=radius,
     )
-
-
-def _network(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Regular brown honeycomb that fades towards the border."""
-    mesh = canvas.network(canvas.rng.uniform(10, 14), 0.12)
-    fade = layers.inside * np.clip(0.35 + layers.depth, 0.2, 1)
-    layers.melanin += strength * np.float32(1.0) * fade * (mesh - np.float32(0.45))
-
-
-def _delicate_network(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Fine, pale honeycomb along the border."""
-    mesh = canvas.network(canvas.rng.uniform(15, 19), 0.12)
-    layers.melanin += strength * np.float32(0.7) * layers.rim * mesh
-
-
-def _atypical_network(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Honeycomb of uneven meshes and thick lines, present in patches, cut off at the border."""
-    mesh = canvas.network(canvas.rng.uniform(6, 9), 0.45)
-    patches = sigmoid(np.float32(3.0) * (canvas.noise(2.5) + np.float32(0.2)))
-    layers.melanin += strength * np.float32(1.5) * layers.inside * patches * mesh
-
-
-def _globules(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Brown globules of even size, evenly spread."""
-    holes = canvas.network(canvas.rng.uniform(7, 9.5), 0.15)
-    layers.melanin += strength * np.float32(0.9) * layers.inside * (1 - holes)
-
-
-def _irregular_dots(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Black dots of many sizes, off the centre."""
-    spread = layers.radius * 0.6
-    few = canvas.dots(int(canvas.rng.integers(3, 12)), 0.05, spread)
-    layers.melanin += strength * np.float32(1.8) * layers.inside * few
-
-
-def _streaks(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Radial projections from parts of the border."""
-    angle = np.arctan2(canvas.y, canvas.x)
-    count = int(canvas.rng.integers(12, 22))
-    rays = np.cos(count * angle + np.float32(1.5) * canvas.noise(3))
-    part = sigmoid(np.float32(3.0) * canvas.noise(1.5))
-    reach = np.exp(-np.square((layers.depth + np.float32(0.08)) / np.float32(0.2)))
-    layers.melanin += strength * np.float32(1.6) * reach * part * np.clip(rays, 0, 1)
-
-
-def _blue_veil(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Blue-grey area with a whitish haze, without structure."""
-    veil = layers.inside * sigmoid(np.float32(4.0) * (canvas.noise(2) - np.float32(0.3)))
-    layers.deep += strength * np.float32(0.9) * veil
-    layers.melanin *= 1 - np.float32(0.5) * veil
-    layers.keratin += strength * np.float32(0.12) * veil
-
-
-def _regression(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Scar-like white area with grey peppering."""
-    scar = layers.inside * sigmoid(np.float32(4.0) * (canvas.noise(2.5) - np.float32(0.6)))
-    layers.melanin *= 1 - np.float32(0.75) * scar
-    layers.keratin += strength * np.float32(0.3) * scar
-    layers.deep += strength * np.float32(0.8) * scar * canvas.blobs(20, 0.9)
-
-
-def _arborising_vessels(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Sharp branching vessels, thick stems and thin twigs, over the lesion."""
-    stems = canvas.lines(3.5, 0.14, breaks=-0.4)
-    twigs = canvas.lines(8, 0.16, breaks=0.3)
-    near = sigmoid((layers.depth + np.float32(0.15)) / np.float32(0.1))
-    layers.blood += strength * near * (np.float32(1.5) * stems + np.float32(0.9) * twigs)
-
-
-def _blue_nests(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """A few blue-grey ovoid nests and leaf-like areas towards the border."""
-    nests = canvas.dots(int(canvas.rng.integers(2, 7)), 0.11, layers.radius * 0.6)
-    layers.deep += strength * np.float32(1.2) * nests * np.clip(layers.inside + 0.2, 0, 1)
-
-
-def _strawberry(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Red network around whitish follicle openings."""
-    mesh = canvas.network(canvas.rng.uniform(8, 11), 0.25)
-    layers.blood += strength * np.float32(0.9) * layers.inside * (mesh - np.float32(0.2))
-    layers.keratin += strength * np.float32(0.25) * layers.inside * (1 - mesh)
-
-
-def _scale(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Fine whitish flakes."""
-    flakes = canvas.blobs(22, 0.7) * sigmoid(np.float32(3.0) * canvas.noise(3))
-    layers.keratin += strength * np.float32(0.6) * layers.inside * flakes
-
-
-def _milia(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Small round white cysts."""
-    cysts = canvas.dots(int(canvas.rng.integers(4, 14)), 0.045, layers.radius * 0.5)
-    layers.keratin += strength * np.float32(0.6) * layers.inside * cysts
-
-
-def _comedones(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Dark brown plugs."""
-    plugs = canvas.dots(int(canvas.rng.integers(3, 10)), 0.06, layers.radius * 0.5)
-    layers.melanin += strength * np.float32(1.2) * layers.inside * plugs
-
-
-def _ridges(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Winding fissures and ridges, like the surface of a brain."""
-    fissures = canvas.lines(canvas.rng.uniform(7, 10), 0.35, breaks=-3)
-    layers.melanin += strength * np.float32(1.0) * layers.inside * (fissures - np.float32(0.3))
-
-
-def _central_patch(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """White scar-like patch in the middle."""
-    patch = sigmoid((layers.depth - np.float32(canvas.rng.uniform(0.35, 0.6))) / np.float32(0.08))
-    layers.melanin *= 1 - np.float32(0.6) * strength * patch
-    layers.keratin += np.float32(0.35) * strength * patch
-
-
-def _lacunae(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Red to purple lagoons, sharply bounded, with pale septa between them."""
-    lagoons = 1 - canvas.network(canvas.rng.uniform(4.5, 7), 0.35)
-    layers.blood += strength * np.float32(1.5) * layers.inside * (lagoons - np.float32(0.35))
-    purple = sigmoid(np.float32(3.0) * canvas.noise(2)) * np.float32(canvas.rng.uniform(0, 0.9))
-    layers.deep += strength * layers.inside * lagoons * purple
-
-
-def _keratin_mass(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Yellowish-white horny masses, mostly in the middle."""
-    core = sigmoid(
-        (layers.depth - np.float32(0.35) + np.float32(0.25) * canvas.noise(5)) / np.float32(0.06)
-    )
-    layers.keratin += strength * np.float32(0.6) * core * (1 + np.float32(0.3) * canvas.noise(9))
-
-
-def _dotted_vessels(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """Red dots and short loops towards the border."""
-    ring = np.clip(1 - layers.depth, 0.2, 1) * layers.inside
-    layers.blood += strength * np.float32(1.6) * ring * canvas.blobs(16, 0.9)
-
-
-def _crust(canvas: Canvas, layers: _Layers, strength: np.float32) -> None:
-    """A dark red ulcer or crust."""
-    ulcer = layers.inside * canvas.dots(int(canvas.rng.integers(1, 3)), 0.13, layers.radius * 0.3)
-    layers.blood += strength * np.float32(1.5) * ulcer
-    layers.melanin += strength * np.float32(0.6) * ulcer
-
-
-_STRUCTURES = {
-    "network": _network,
-    "delicate_network": _delicate_network,
-    "atypical_network": _atypical_network,
-    "globules": _globules,
-    "irregular_dots": _irregular_dots,
-    "streaks": _streaks,
-    "blue_veil": _blue_veil,
-    "regression": _regression,
-    "arborising_vessels": _arborising_vessels,
-    "blue_nests": _blue_nests,
-    "strawberry": _strawberry,
-    "scale": _scale,
-    "milia": _milia,
-    "comedones": _comedones,
-    "ridges": _ridges,
-    "central_patch": _central_patch,
-    "lacunae": _lacunae,
-    "keratin_mass": _keratin_mass,
-    "dotted_vessels": _dotted_vessels,
-    "crust": _crust,
-}

@@ -2,14 +2,19 @@
 
 All lengths are in half image widths (the image spans -1..1 in both directions), all frequencies in
 cycles per image width, so that a pattern looks alike at any resolution that can show it.
+
+Fields are float32. Scalars are Python floats throughout: a NumPy float64 scalar would turn the
+fields into float64, at twice the time.
 """
 
+import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Field = npt.NDArray[np.float32]
+Field = npt.NDArray[np.floating[Any]]
 
 
 @lru_cache(maxsize=8)
@@ -25,14 +30,15 @@ def coordinates(size: int) -> tuple[Field, Field]:
 def frequencies(size: int) -> Field:
     """Radial frequency of each coefficient of ``rfft2``, in cycles per image width."""
     rows, columns = np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size
-    radial = np.hypot(rows[:, None], columns[None, :]).astype(np.float32)
+    radial: Field = np.hypot(rows[:, None], columns[None, :]).astype(np.float32)
     radial.flags.writeable = False
     return radial
 
 
 def sigmoid(values: Field) -> Field:
     """Logistic function; written with tanh, which cannot overflow."""
-    return np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * values)
+    squashed: Field = np.tanh(0.5 * values)
+    return 0.5 + 0.5 * squashed
 
 
 class Canvas:
@@ -49,7 +55,7 @@ class Canvas:
         self.rng = rng
         x, y = coordinates(size)
         self.magnification = magnification
-        self.x, self.y = x / np.float32(magnification), y / np.float32(magnification)
+        self.x, self.y = x / magnification, y / magnification
 
     def noise(self, frequency: float, octaves: float = 0.5) -> Field:
         """Gaussian noise of unit variance around a frequency; zero if no pixel can show it.
@@ -59,16 +65,16 @@ class Canvas:
             octaves: Standard deviation of the band on a log2 axis.
         """
         radial = frequencies(self.size)
-        centre = np.float32(frequency / self.magnification)
-        distance = np.log2(np.maximum(radial, np.float32(0.5)) / centre) / np.float32(octaves)
-        band = np.exp(np.float32(-0.5) * distance * distance)
+        centre = frequency / self.magnification
+        distance = np.log2(np.maximum(radial, 0.5) / centre) / octaves
+        band = np.exp(-0.5 * distance * distance)
         band[0, 0] = 0
         white = self.rng.standard_normal((2, *radial.shape), dtype=np.float32)
         energy = float(np.sqrt(np.square(band).sum(dtype=np.float64)))
         if energy < 1e-3:
             return np.zeros((self.size, self.size), np.float32)
         # Each coefficient stands for itself and its conjugate and has a real and an imaginary part.
-        spectrum = (white[0] + 1j * white[1]) * band * np.float32(self.size**2 / (2 * energy))
+        spectrum = (white[0] + 1j * white[1]) * band * (self.size**2 / (2 * energy))
         return np.fft.irfft2(spectrum, s=(self.size, self.size)).astype(np.float32)
 
     def network(self, frequency: float, irregularity: float) -> Field:
@@ -80,22 +86,20 @@ class Canvas:
             frequency: Meshes per image width.
             irregularity: Shift of the lattice by noise, in meshes; 0 is a perfect honeycomb.
         """
-        angle = self.rng.uniform(0, np.pi)
-        turn = np.float32(np.pi * frequency)
-        bend = np.float32(2 * irregularity / frequency)
+        angle = self.rng.uniform(0, math.pi)
+        turn = math.pi * frequency
+        bend = 2 * irregularity / frequency
         x = self.x + bend * self.noise(frequency * 0.35)
         y = self.y + bend * self.noise(frequency * 0.35)
         lattice = np.zeros_like(self.x)
         for third in range(3):
-            direction = angle + third * np.pi / 3
-            lattice += np.cos(
-                turn * (np.float32(np.cos(direction)) * x + np.float32(np.sin(direction)) * y)
-            )
-        return sigmoid(np.float32(3.0) * (np.float32(0.1) - lattice))
+            direction = angle + third * math.pi / 3
+            lattice += np.cos(turn * (math.cos(direction) * x + math.sin(direction) * y))
+        return sigmoid(3.0 * (0.1 - lattice))
 
     def blobs(self, frequency: float, coverage: float = 1.0) -> Field:
-        """Roundish islands, 1 inside; ``coverage`` is the noise level (in deviations) they exceed."""
-        return sigmoid(np.float32(6.0) * (self.noise(frequency, 0.25) - np.float32(coverage)))
+        """Roundish islands, 1 inside, where noise exceeds ``coverage`` standard deviations."""
+        return sigmoid(6.0 * (self.noise(frequency, 0.25) - coverage))
 
     def lines(self, frequency: float, width: float, breaks: float = -1.0) -> Field:
         """Winding lines, 1 on the line: the zero crossings of noise.
@@ -105,11 +109,11 @@ class Canvas:
             width: Half width of a line in deviations of the noise.
             breaks: Level of a second noise below which lines are interrupted; -3 leaves them whole.
         """
-        offset = self.noise(frequency, 0.35) / np.float32(width)
+        offset = self.noise(frequency, 0.35) / width
         line = np.exp(-offset * offset)
         if breaks <= -3:
             return line
-        return line * sigmoid(np.float32(5.0) * (self.noise(frequency * 0.6) - np.float32(breaks)))
+        return line * sigmoid(5.0 * (self.noise(frequency * 0.6) - breaks))
 
     def dots(self, count: int, radius: float, spread: float) -> Field:
         """Round dots, 1 in their middle, at normally distributed places.
@@ -126,4 +130,4 @@ class Canvas:
         across = np.square((self.x[0][None] - places[0]) / radii)
         down = np.square((self.y[:, 0][None] - places[1]) / radii)
         nearest = (across[:, None, :] + down[:, :, None]).min(axis=0)
-        return sigmoid(np.float32(4.0) * (np.float32(1.0) - nearest))
+        return sigmoid(4.0 * (1.0 - nearest))

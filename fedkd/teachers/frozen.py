@@ -1,5 +1,6 @@
-"""The teacher: a frozen network that takes pixels and normalises them itself."""
+"""The teacher: a frozen network that takes pixels and normalises them, and its confidence."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
@@ -47,7 +48,7 @@ class Teacher(nn.Module):
             logits; ``"none"`` exactly when there is no head.
         head_slice: The features that the head takes; None means all.
         reference: Feature moments of the teacher's own data, by the backbone's module names.
-            None means the running ones of its BatchNorm layers, where those are usable.
+            None means the running ones of its BatchNorm layers, where those are usable now.
 
     Raises:
         ValueError: If arguments contradict each other.
@@ -74,7 +75,9 @@ class Teacher(nn.Module):
         if (mean is None) != (std is None):
             raise ValueError("mean and std must be given together, or neither")
         if (head is None) != (head_kind == "none"):
-            raise ValueError(f"head_kind is {head_kind!r}; it must be 'none' exactly without a head")
+            raise ValueError(
+                f"head_kind is {head_kind!r}; it must be 'none' exactly without a head"
+            )
         self.name = name
         self.backbone = backbone
         self.num_features = num_features
@@ -83,6 +86,7 @@ class Teacher(nn.Module):
         self.head_kind: HeadKind = head_kind
         self.head_slice = head_slice or slice(None)
         self._reference = dict(reference) if reference is not None else None
+        self._has_running = has_running_moments(backbone)
         self.register_buffer("mean", torch.tensor(mean or ()).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or ()).view(-1, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -129,7 +133,7 @@ class Teacher(nn.Module):
     @property
     def has_reference(self) -> bool:
         """Whether :attr:`reference` is there, given, measured or from BatchNorm."""
-        return self._reference is not None or has_running_moments(self.backbone)
+        return self._reference is not None or self._has_running
 
     @property
     def reference(self) -> dict[str, Moments]:
@@ -140,7 +144,7 @@ class Teacher(nn.Module):
         """
         if self._reference is not None:
             return self._reference
-        if has_running_moments(self.backbone):
+        if self._has_running:
             return read_running_moments(self.backbone)
         raise TeacherError(
             f"teacher {self.name!r} has no BatchNorm statistics (none, or all 0 and 1 as after "
@@ -169,3 +173,36 @@ class Teacher(nn.Module):
                 "convolution or linear layer, or no image was given; use objective.name = 'ekd'"
             )
         self._reference = moments
+
+
+def confidence_loss(
+    prompted: Observation, clean: Observation, head_kind: HeadKind, temperature: float
+) -> Tensor:
+    """Scalar in nats, lower where the teacher is more confident of the prompted images.
+
+    A contrastive head has no classes: InfoNCE of each prompted image against the clean ones of the
+    batch, so that it is still recognised as itself; 0 for a batch of one. Without a head the same
+    on the features (our choice). A supervised head: cross-entropy to its own argmax minus the
+    entropy of the batch's mean prediction, both with weight 1 (our choice: together the negative of
+    the information between image and class, up to the argmax).
+
+    Args:
+        prompted: The teacher on prompted images.
+        clean: On the same images without prompts, a constant.
+        head_kind: Of the teacher.
+        temperature: Of InfoNCE.
+
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018;
+    Chen et al., "Data-Free Learning of Student Networks", ICCV 2019 (L_oh and L_ie).
+    """
+    if head_kind == "supervised":
+        assert prompted.head_output is not None, "a supervised teacher has a head"
+        log_p = prompted.head_output.log_softmax(dim=1)
+        one_hot = -log_p.amax(dim=1).mean()
+        mean_log_p = log_p.logsumexp(dim=0) - math.log(len(log_p))
+        return one_hot + (mean_log_p.exp() * mean_log_p).sum()
+    query, key = prompted.features, clean.features
+    if prompted.head_output is not None and clean.head_output is not None:
+        query, key = prompted.head_output, clean.head_output
+    logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -52,6 +53,8 @@ class PretrainConfig(Section):
     """Highest step size of AdamW."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """Decoupled weight decay."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the backbone's convolutions while training; weights and statistics stay float32."""
     num_hidden: int = Field(default=256, ge=1)
     """Hidden width of the contrastive head."""
     num_outputs: int = Field(default=128, ge=1)
@@ -108,6 +111,7 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         temperature=config.temperature,
+        bfloat16=config.precision == "bfloat16",
         on_step=on_step,
     )
     round_weights(backbone, projector)

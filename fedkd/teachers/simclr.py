@@ -121,6 +121,7 @@ def train_simclr(
     learning_rate: float,
     weight_decay: float,
     temperature: float,
+    bfloat16: bool,
     on_step: Callable[[int, float], None],
 ) -> None:
     """Train backbone and projector in place; AdamW, linear warm-up, cosine to zero.
@@ -135,6 +136,7 @@ def train_simclr(
         learning_rate: Highest step size.
         weight_decay: Decoupled, on all parameters.
         temperature: Of the contrastive loss.
+        bfloat16: Run the backbone in mixed precision.
         on_step: Told the number of steps done and the loss.
     """
     backbone.train()
@@ -151,10 +153,13 @@ def train_simclr(
     for step in range(steps):
         first, second = draw(step)
         views = normalize(torch.cat([first, second])).to(memory_format=torch.channels_last)
-        projections = projector(backbone.pooled_stages(views)[-1])
-        loss = decoupled_nt_xent(*projections.chunk(2), temperature)
+        # Convolutions in bfloat16: twice as fast on CPUs that have it, and the same elsewhere.
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=bfloat16):
+            features = backbone.pooled_stages(views)[-1]
+        first, second = projector(features.float()).chunk(2)
+        loss = decoupled_nt_xent(first, second, temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        on_step(step + 1, float(loss))
+        on_step(step + 1, loss.item())

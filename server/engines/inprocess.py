@@ -87,12 +87,19 @@ class InProcessGrid(Grid):
         return [NodeInfo(node_id=node) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the ClientApp for each message; its reply waits under the message's id."""
+        """Run the ClientApp for each message; its reply waits under the message's id.
+
+        Stops at the first client that raises; later messages are not sent.
+        """
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = next(self._message_ids)
-            self._replies[message.metadata.message_id] = self._answer(message)
+            reply = self._answer(message)
+            self._replies[message.metadata.message_id] = reply
             ids.append(message.metadata.message_id)
+            if reply.has_error():
+                # A failed client stops the round: do not train the others for nothing.
+                break
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

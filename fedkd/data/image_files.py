@@ -1,0 +1,108 @@
+"""Decoding of image files into one array of RGB pixels; every file is decoded to its end.
+
+What becomes of a file: the first frame is used; EXIF rotation is applied; colour profiles are not.
+Grey (8 bit, black and white) is repeated into three channels; 16-bit grey is divided by 257, so
+0..65535 becomes 0..255; palettes, CMYK and other colour spaces go through Pillow's conversion;
+transparent parts become black. Then the picture is resized to a square, bilinear with
+antialiasing, without keeping its aspect ratio (our choice: a crop could lose the lesion).
+"""
+
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+logger = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 5.0
+_IN_FLIGHT = 256
+# What Pillow's readers raise on damaged files; UnidentifiedImageError is an OSError.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode_files(
+    files: Sequence[Path], size: int
+) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    """Pixels of all files, and what is wrong with those that cannot be read.
+
+    Threads share the work, as Pillow lets go of the interpreter while it decodes. Says every few
+    seconds in the log how far it is. Damage that the format's decoder does not notice (a wrong
+    byte within a JPEG's data) passes.
+
+    Args:
+        files: Image files in any format that Pillow reads.
+        size: Width and height of the result in pixels.
+
+    Returns:
+        Pixels, uint8 (len(files), 3, size, size), and for each unreadable file its index and the
+        reason, by index; its pixels are undefined.
+    """
+    images = np.empty((len(files), 3, size, size), np.uint8)
+    faults: list[tuple[int, str]] = []
+    logger.info("reading %d images, resized to %d px ...", len(files), size)
+    last = time.monotonic()
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
+        for first in range(0, len(files), _IN_FLIGHT):
+            chunk = files[first : first + _IN_FLIGHT]
+            for index, result in enumerate(pool.map(_decode, chunk, [size] * len(chunk)), first):
+                if isinstance(result, str):
+                    faults.append((index, result))
+                else:
+                    images[index] = result
+                if time.monotonic() - last >= _REPORT_EVERY_S:
+                    last = time.monotonic()
+                    logger.info("read %d of %d images", index + 1, len(files))
+    return images, faults
+
+
+def _decode(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
+    """Pixels (3, size, size), or the reason why there are none."""
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            upright = ImageOps.exif_transpose(opened)
+            picture = _to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR)
+    except _BROKEN as error:
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _sixteen_bit(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; store 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _sixteen_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"grey values span {values.min()}..{values.max()}; 16 bits hold 0..65535 at most"
+        )
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))

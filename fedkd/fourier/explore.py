@@ -1,0 +1,299 @@
+"""Exploration: training the prompt generator (FPG) towards what a frozen teacher knows.
+
+Target images, seen through prompts, are to have the feature moments of the teacher's own data
+(prior), be recognised by its pre-training head (confidence), stay in range and differ from prompt
+to prompt. With gamma > 0 prompts also seek what the student does not match yet (AKD).
+
+Source: Elbatel et al., "FoPro-KD: Fourier Prompted Effective Knowledge Distillation for Long-Tailed
+Medical Image Recognition", IEEE TMI 2024 (arXiv 2305.17421). Differs: the authors' terms and
+weights are not public; those here are our choice, measured on a prototype.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedkd.config import Section
+from fedkd.fourier.prompts import (
+    FourierPromptGenerator,
+    PromptConfig,
+    Prompted,
+    diversity_loss,
+    draw_latents,
+    prompt,
+)
+from fedkd.losses.distillation import feature_distillation
+from fedkd.teachers.frozen import Observation, Teacher, confidence_loss
+from fedkd.teachers.moments import PriorForm, moment_divergence
+from fedkd.training import load_optimizer_state, optimizer_state
+
+MOMENTUM, MAX_HALVINGS = 0.9, 10  # of the AKD safeguard, see Explorer
+
+
+class ExploreConfig(Section):
+    """Training of the Fourier prompt generator."""
+
+    prior_weight: float = Field(default=1.0, ge=0)
+    """Weight of the distance from the teacher's feature moments."""
+    prior: PriorForm = "kl"
+    """kl: scale free, mean over channels and layers. l2: DeepInversion's sum of L2 norms."""
+    confidence_weight: float = Field(default=0.1, ge=0)
+    """mu: weight of the confidence of the teacher's pre-training head."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Of the confidence of a contrastive head."""
+    diversity_weight: float = Field(default=0.05, ge=0)
+    """Weight of the penalty on prompts that do not follow their latents."""
+    out_of_range_weight: float = Field(default=10.0, ge=0)
+    """Weight of the distance by which prompted pixels leave [0, 1]."""
+    gamma: float = Field(default=0.0, ge=0)
+    """Weight of the student's disagreement, which is maximised (AKD). 0 is FPG alone, 0.3 is
+    recommended; 1 already leaves natural images."""
+    warm_up_steps: int = Field(default=60, ge=0)
+    """First steps of a client's generator, without AKD."""
+    steps_per_round: int = Field(default=5, ge=0)
+    """Steps per round after the warm-up."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Of Adam."""
+    clip_norm: float = Field(default=5.0, gt=0)
+    """Largest gradient norm."""
+
+
+def explore_loss(
+    teacher: Teacher,
+    prompted: Prompted,
+    clean: Observation,
+    log_gains: Tensor,
+    latents: Tensor,
+    config: ExploreConfig,
+    *,
+    gamma: float = 0.0,
+    projection: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All terms of L_explore for one batch; ``explore_loss`` is the scalar to minimise.
+
+    explore_loss = prior_weight prior + confidence_weight confidence + diversity_weight diversity
+    + out_of_range_weight out_of_range - gamma disagreement, the last being the mean of
+    2 - 2 cos(projection of the un-prompted image, teacher features of the prompted one).
+
+    Args:
+        teacher: Frozen, with reference moments.
+        prompted: The images with prompts, differentiable in what made them.
+        clean: The teacher's observation of the same images without prompts, a constant.
+        log_gains: The prompts, float (num, channels, height, width // 2 + 1).
+        latents: What they were made of, float (num, latent_dim).
+        config: Weights.
+        gamma: AKD weight that is in effect; 0 is FPG alone.
+        projection: The student's projections of the un-prompted images, float (batch, D), a
+            constant; needed when ``gamma`` > 0.
+
+    Raises:
+        ValueError: If ``gamma`` > 0 and there is no projection.
+    """
+    if gamma > 0 and projection is None:
+        raise ValueError(f"gamma is {gamma}; the student's projection is needed when it is > 0")
+    seen = teacher.observe(prompted.pixels)
+    terms = {
+        "prior": moment_divergence(seen.moments, teacher.reference, config.prior),
+        "confidence": confidence_loss(seen, clean, teacher.head_kind, config.temperature),
+        "diversity": diversity_loss(log_gains, latents),
+        "out_of_range": prompted.out_of_range,
+    }
+    total = (
+        config.prior_weight * terms["prior"]
+        + config.confidence_weight * terms["confidence"]
+        + config.diversity_weight * terms["diversity"]
+        + config.out_of_range_weight * terms["out_of_range"]
+    )
+    if projection is not None:
+        terms["disagreement"] = feature_distillation(projection, seen.features).mean()
+        total = total - gamma * terms["disagreement"]
+    return {"explore_loss": total, **terms}
+
+
+class Explorer:
+    """Trains one client's prompt generator; teacher and student are only read.
+
+    AKD safeguard: gamma in effect is ``gamma * 2**-k``. After every step past the warm-up, k rises
+    by one (to at most 10) if the running prior of prompted images exceeds that of the same images
+    without prompts, and falls by one (to at least 0) otherwise. Running means have momentum 0.9
+    and begin with the first step's value. How k moves is our choice.
+
+    Args:
+        generator: Trained in place; its device and dtype are those of teacher and pixels.
+        teacher: Frozen, with reference moments.
+        config: Weights, steps and optimiser.
+        prompts: How prompts are applied. Exploration draws one for each image whatever
+            ``prompts.per`` says, and never fewer than two, as diversity compares them.
+        mean_amplitude: Of the client's training images; needed for the form ``"mix"``.
+    """
+
+    def __init__(
+        self,
+        generator: FourierPromptGenerator,
+        teacher: Teacher,
+        config: ExploreConfig,
+        prompts: PromptConfig,
+        mean_amplitude: Tensor | None = None,
+    ) -> None:
+        self.generator = generator
+        self.teacher = teacher
+        self.config = config
+        self.prompts = prompts
+        self.mean_amplitude = mean_amplitude
+        self.num_steps = 0
+        self.num_halvings = 0
+        self.running_prior = 0.0
+        self.running_clean_prior = 0.0
+        self._adam = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
+
+    @property
+    def effective_gamma(self) -> float:
+        """Weight of the disagreement in the next step; 0 during the warm-up."""
+        if self.num_steps < self.config.warm_up_steps:
+            return 0.0
+        return math.ldexp(self.config.gamma, -self.num_halvings)
+
+    def step(
+        self,
+        pixels: Tensor,
+        rng: torch.Generator,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, float]:
+        """One update of the generator.
+
+        Args:
+            pixels: Target images, float (batch, channels, height, width) in [0, 1].
+            rng: CPU generator of latents and strengths.
+            project: Gives the student's projections (batch, D) of un-prompted images, the student
+                in eval mode; called without gradients, and only when ``effective_gamma`` > 0.
+
+        Returns:
+            The terms of :func:`explore_loss` before the update, ``disagreement`` being 0 where it
+            was not computed, with ``clean_prior`` and ``gamma_effective``.
+
+        Raises:
+            ValueError: If AKD is in effect and ``project`` is missing.
+            RuntimeError: If a gradient is not finite; the generator is then unchanged.
+        """
+        gamma, config = self.effective_gamma, self.config
+        with torch.no_grad():
+            clean = self.teacher.observe(pixels)
+            clean_prior = moment_divergence(clean.moments, self.teacher.reference, config.prior)
+            projection = project(pixels) if gamma > 0 and project is not None else None
+        latents, strengths = draw_latents(
+            max(len(pixels), 2),
+            rng,
+            per="image",
+            latent_dim=self.prompts.latent_dim,
+            max_strength=self.prompts.max_strength,
+            like=pixels,
+        )
+        log_gains = self.generator(latents)
+        prompted = prompt(
+            pixels,
+            log_gains[: len(pixels)],
+            strengths[: len(pixels)],
+            form=self.prompts.form,
+            keep_dc=self.prompts.keep_dc,
+            mean_amplitude=self.mean_amplitude,
+        )
+        drawn = (prompted, clean, log_gains, latents)
+        terms = explore_loss(self.teacher, *drawn, config, gamma=gamma, projection=projection)
+        self._adam.zero_grad(set_to_none=True)
+        terms["explore_loss"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(
+            self.generator.parameters(), config.clip_norm, error_if_nonfinite=True
+        )
+        self._adam.step()
+        values = {name: value.item() for name, value in terms.items()}
+        values = {"disagreement": 0.0, **values, "clean_prior": clean_prior.item()}
+        self._guard(values["prior"], values["clean_prior"])
+        return {**values, "gamma_effective": gamma}
+
+    def _guard(self, prior: float, clean_prior: float) -> None:
+        weight = 1 - MOMENTUM if self.num_steps else 1.0
+        self.running_prior += weight * (prior - self.running_prior)
+        self.running_clean_prior += weight * (clean_prior - self.running_clean_prior)
+        self.num_steps += 1
+        if self.num_steps > self.config.warm_up_steps:
+            change = 1 if self.running_prior > self.running_clean_prior else -1
+            self.num_halvings = min(max(self.num_halvings + change, 0), MAX_HALVINGS)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on but images and draws, as copied tensors.
+
+        Names: ``generator.*``, ``optimizer.*`` and ``explorer.*`` (0-dimensional).
+        """
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "generator": self.generator.state_dict(),
+            "optimizer": optimizer_state(self._adam),
+            "explorer": {
+                "num_steps": torch.tensor(self.num_steps),
+                "num_halvings": torch.tensor(self.num_halvings),
+                "running_prior": torch.tensor(self.running_prior, dtype=torch.float64),
+                "running_clean_prior": torch.tensor(self.running_clean_prior, dtype=torch.float64),
+            },
+        }
+        return {
+            f"{part}.{name}": value.detach().clone()
+            for part, tensors in parts.items()
+            for name, value in tensors.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on, to the bit, from what :meth:`state` returned; the given tensors are copied."""
+        parts: dict[str, dict[str, Tensor]] = {"generator": {}, "optimizer": {}, "explorer": {}}
+        for name, value in state.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value.clone()
+        self.generator.load_state_dict(parts["generator"])
+        self._adam.state.clear()
+        load_optimizer_state(self._adam, parts["optimizer"])
+        scalars = parts["explorer"]
+        self.num_steps = int(scalars["num_steps"])
+        self.num_halvings = int(scalars["num_halvings"])
+        self.running_prior = float(scalars["running_prior"])
+        self.running_clean_prior = float(scalars["running_clean_prior"])
+
+
+@torch.no_grad()
+def held_out_prior(
+    teacher: Teacher,
+    generator: FourierPromptGenerator,
+    pixels: Tensor,
+    rng: torch.Generator,
+    prompts: PromptConfig,
+    mean_amplitude: Tensor | None = None,
+) -> tuple[float, float]:
+    """L_prior (kl) of images the generator was not trained on: (without, with full prompts).
+
+    Args:
+        teacher: Frozen, with reference moments.
+        generator: The prompts, one drawn for each image, at strength 1.
+        pixels: One batch, float (batch, channels, height, width) in [0, 1]; moments are of the
+            whole batch, so that only values of equally many images can be compared.
+        rng: CPU generator of the latents.
+        prompts: How prompts are applied.
+        mean_amplitude: Of the client's training images; needed for the form ``"mix"``.
+    """
+    latents, _ = draw_latents(
+        len(pixels), rng, per="image", latent_dim=prompts.latent_dim, max_strength=1.0, like=pixels
+    )
+    prompted = prompt(
+        pixels,
+        generator(latents),
+        pixels.new_ones(len(pixels)),
+        form=prompts.form,
+        keep_dc=prompts.keep_dc,
+        mean_amplitude=mean_amplitude,
+    )
+    clean, full = (
+        moment_divergence(teacher.observe(images).moments, teacher.reference).item()
+        for images in (pixels, prompted.pixels)
+    )
+    return clean, full

@@ -1,0 +1,428 @@
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fedkd import config as configs
+from fedkd.data import folder
+from fedkd.data.folder import FolderConfig
+from fedkd.errors import ConfigError, DataError
+
+ROWS = [
+    ("a", "nv", "north", "train", "g1"),
+    ("b", "mel", "south", "train", "g1"),
+    ("c", "nv", "north", "val", "g2"),
+    ("d", "mel", "south", "test", "g3"),
+]
+COLOURS = {"a": 10, "b": 60, "c": 110, "d": 160}
+
+
+class Project:
+    """A folder of four small images with its CSV, both to be damaged by a test."""
+
+    def __init__(self, root):
+        self.root = root
+        self.images = root / "images"
+        self.images.mkdir()
+        self.rows = list(ROWS)
+        self.header = "image_id,label,site,split,group"
+        for name, value in COLOURS.items():
+            self.save(Image.new("RGB", (20, 12), (value, 0, 255 - value)), f"{name}.jpg")
+
+    def save(self, image, name, **options):
+        image.save(self.images / name, **options)
+
+    def config(self, **changes):
+        fields = {
+            "images": str(self.images),
+            "csv": str(self.root / "table.csv"),
+            "site_column": "site",
+            "group_column": "group",
+            "size": 16,
+        }
+        return FolderConfig(**{**fields, **changes})
+
+    def write(self):
+        lines = [self.header, *(",".join(row) for row in self.rows)]
+        (self.root / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def load(self, **changes):
+        self.write()
+        return folder.load(self.config(**changes), self.root / "cache")
+
+    def error(self, **changes):
+        with pytest.raises(DataError) as caught:
+            self.load(**changes)
+        return str(caught.value)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def first_pixel(split, row=0):
+    return split.images[row, :, 8, 8].astype(int)
+
+
+def test_rows_become_splits_with_shared_names(project):
+    splits = project.load()
+    assert splits.train.ids == ("a", "b")
+    assert splits.val.ids == ("c",)
+    assert splits.test.ids == ("d",)
+    for split in (splits.train, splits.val, splits.test):
+        assert split.class_names == ("mel", "nv")
+        assert split.site_names == ("north", "south")
+        assert split.images.dtype == np.uint8
+        assert split.images.shape[1:] == (3, 16, 16)
+    assert splits.train.labels.tolist() == [1, 0]
+    assert splits.test.sites.tolist() == [1]
+    assert np.abs(first_pixel(splits.val) - [110, 0, 145]).max() <= 4
+
+
+def test_splits_in_mixed_order_keep_their_own_pixels(project):
+    project.rows = [ROWS[3], ROWS[0], ROWS[2], ROWS[1]]
+    splits = project.load()
+    assert splits.train.ids == ("a", "b")
+    for split, row, value in [(splits.train, 1, 60), (splits.val, 0, 110), (splits.test, 0, 160)]:
+        assert abs(first_pixel(split, row)[0] - value) <= 4
+
+
+def test_given_classes_set_order_and_may_be_absent(project):
+    splits = project.load(classes=("nv", "df", "mel"))
+    assert splits.train.class_names == ("nv", "df", "mel")
+    assert splits.train.class_counts().tolist() == [1, 0, 1]
+
+
+def test_without_site_column_there_is_one_site(project):
+    assert project.load(site_column=None).train.site_names == ("all",)
+
+
+def test_split_values_can_be_renamed(project):
+    project.rows = [
+        (*row[:3], {"train": "1", "val": "2", "test": "NA"}[row[3]], row[4]) for row in ROWS
+    ]
+    splits = project.load(train_value="1", val_value="2", test_value="NA")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (2, 1, 1)
+
+
+def test_ids_with_suffix_keep_it(project):
+    project.save(Image.new("RGB", (16, 16), (0, 200, 0)), "a.png")
+    project.rows[0] = ("a.png", *ROWS[0][1:])
+    assert first_pixel(project.load().train).tolist() == [0, 200, 0]
+
+
+def test_byte_order_mark_blank_lines_and_spaces_do_not_matter(project):
+    project.rows.insert(1, ("",))
+    project.rows[0] = (" a ", "nv", " north", "train ", "g1")
+    project.header = "\ufeff" + project.header
+    assert project.load().train.ids == ("a", "b")
+
+
+def test_variables_in_paths_are_filled_in(project, monkeypatch):
+    monkeypatch.setenv("FEDKD_DATA", str(project.root))
+    splits = project.load(images="${FEDKD_DATA}/images", csv="${FEDKD_DATA}/table.csv")
+    assert len(splits.train) == 2
+
+
+def test_unset_variable_is_named(project, monkeypatch):
+    monkeypatch.delenv("FEDKD_DATA", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"data\.images is .* FEDKD_DATA is not set; start the co"
+    ):
+        project.load(images="${FEDKD_DATA}/images")
+
+
+def test_class_named_twice_is_refused(project):
+    values = {"images": "i", "csv": "c", "classes": ["nv", "mel", "nv"]}
+    with pytest.raises(ConfigError, match="classes: 'nv' stands there twice"):
+        configs.build(FolderConfig, values)
+
+
+def test_missing_csv(project):
+    text = project.error(csv=str(project.root / "other.csv"))
+    assert "other.csv, which does not exist" in text
+
+
+def test_missing_folder(project):
+    assert "nowhere, which is not a folder" in project.error(images=str(project.root / "nowhere"))
+
+
+def test_missing_columns_are_all_named_with_the_nearest(project):
+    text = project.error(label_column="lable", group_column="patient")
+    assert "data.label_column is 'lable'" in text
+    assert "did you mean 'label'?" in text
+    assert "data.group_column is 'patient'" in text
+    assert "'image_id', 'label', 'site', 'split', 'group'" in text
+
+
+def test_csv_without_rows(project):
+    project.rows = []
+    assert "has a header but no rows" in project.error()
+
+
+def test_empty_csv(project):
+    project.header = ""
+    project.rows = []
+    assert "is not a CSV" in project.error()
+
+
+def test_csv_that_is_not_utf8(project):
+    project.write()
+    (project.root / "latin.csv").write_bytes("image_id,label\na,n\xe9vus\n".encode("latin-1"))
+    assert "is not a CSV in UTF-8" in project.error(csv=str(project.root / "latin.csv"))
+
+
+def test_rows_longer_than_the_header(project):
+    project.rows = [(*row, "extra") for row in ROWS]
+    assert "more fields than the header" in project.error()
+
+
+def test_missing_files_are_counted_and_the_first_rows_named(project):
+    project.rows += [(f"x{k}", "nv", "north", "train", "") for k in range(9)]
+    text = project.error()
+    assert "9 row(s) name a file that does not exist: row 6 (" in text
+    assert "x0.jpg" in text
+    assert "x4.jpg" in text
+    assert "x5.jpg" not in text
+
+
+def test_row_numbers_count_blank_lines(project):
+    project.rows = [*ROWS, ("",), ("x", "nv", "north", "train", "")]
+    assert "does not exist: row 7 (" in project.error()
+
+
+def test_empty_file(project):
+    (project.images / "b.jpg").write_bytes(b"")
+    assert "1 row(s) name an empty file (0 bytes): row 3 (" in project.error()
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_truncated_file(project, extension, keep):
+    noise = np.arange(3 * 64 * 64, dtype=np.int64).reshape(64, 64, 3) * 7919 % 256
+    name = f"b.{extension}"
+    project.save(Image.fromarray(noise.astype(np.uint8)), name)
+    content = (project.images / name).read_bytes()
+    (project.images / name).write_bytes(content[: int(len(content) * keep)])
+    project.rows[1] = (name, *ROWS[1][1:])
+    text = project.error()
+    assert f"1 row(s) name an image that cannot be decoded: row 3 ({name}: " in text
+
+
+def test_broken_files_of_all_splits_are_reported_at_once_in_row_order(project):
+    project.rows = [ROWS[3], ROWS[0], ROWS[2], ROWS[1]]
+    for name in "dab":
+        (project.images / f"{name}.jpg").write_text("not an image")
+    text = project.error()
+    assert "3 row(s) name an image that cannot be decoded" in text
+    assert text.index("row 2 (d") < text.index("row 3 (a") < text.index("row 5 (b")
+
+
+def test_duplicate_id(project):
+    project.rows.append(("a.jpg", *ROWS[0][1:]))
+    text = project.error()
+    assert "1 row(s) name the same image twice: row 6 ('a.jpg', as in row 2)" in text
+
+
+def test_unknown_label(project):
+    text = project.error(classes=("nv", "bcc"))
+    assert "2 row(s) have an unknown label: row 3 ('mel'), row 5 ('mel')" in text
+    assert "data.classes are nv, bcc" in text
+
+
+@pytest.mark.parametrize(("column", "place"), [("id", 0), ("label", 1), ("site", 2)])
+def test_empty_value(project, column, place):
+    row = list(ROWS[1])
+    row[place] = " "
+    project.rows.append(tuple(row))
+    assert f"1 row(s) have no {column}: row 6 (" in project.error()
+
+
+def test_unknown_split_value(project):
+    project.rows.append(("a.jpg", "nv", "north", "Train", ""))
+    text = project.error()
+    assert "1 row(s) have an unknown split: row 6 ('Train'); allowed are 'train', 'val'" in text
+
+
+def test_empty_split(project):
+    project.rows = ROWS[:3]
+    assert "no row has the split 'test'; test needs at least one image" in project.error()
+
+
+def test_site_without_training_images(project):
+    project.rows[1] = ("b", "mel", "north", "train", "")
+    text = project.error()
+    assert "1 site(s) have no training image: 'south' (1 images); the first is row 5" in text
+    assert project.load(require_all_sites=False).train.site_names == ("north", "south")
+
+
+def test_group_in_two_splits_is_a_leak(project):
+    project.rows[2] = ("c", "nv", "north", "val", "g1")
+    text = project.error()
+    assert "1 group(s) are in more than one split" in text
+    assert "'g1' in train (row 2) and val (row 4)" in text
+    assert len(project.load(group_column=None).val) == 1
+
+
+def test_rows_without_group_leak_nothing(project):
+    project.rows = [(*row[:4], "") for row in ROWS]
+    assert len(project.load().train) == 2
+
+
+def test_faults_of_several_kinds_are_reported_together(project):
+    project.rows = [ROWS[0], ("x", "", "north", "train", ""), ROWS[2], ROWS[3]]
+    text = project.error()
+    for part in ("have no label", "does not exist", "'south' (1 images)"):
+        assert part in text
+
+
+def with_first(project, image, name, **options):
+    project.save(image, name, **options)
+    project.rows[0] = (name, *ROWS[0][1:])
+    return first_pixel(project.load().train).tolist()
+
+
+def test_grey_is_repeated(project):
+    assert with_first(project, Image.new("L", (16, 16), 77), "g.png") == [77, 77, 77]
+
+
+def test_sixteen_bit_grey_spans_the_whole_range(project):
+    values = np.full((16, 16), 100 * 257, np.uint16)
+    assert with_first(project, Image.fromarray(values), "g.png") == [100, 100, 100]
+
+
+def test_transparent_parts_become_black(project):
+    layer = Image.new("RGBA", (16, 16), (200, 100, 50, 0))
+    assert with_first(project, layer, "t.png") == [0, 0, 0]
+
+
+def test_opaque_rgba_keeps_its_colour(project):
+    layer = Image.new("RGBA", (16, 16), (200, 100, 50, 255))
+    assert with_first(project, layer, "t.png") == [200, 100, 50]
+
+
+def test_palette_is_looked_up(project):
+    image = Image.new("RGB", (16, 16), (200, 100, 50)).quantize(4)
+    assert np.abs(np.array(with_first(project, image, "p.png")) - [200, 100, 50]).max() <= 8
+
+
+def test_cmyk_is_converted(project):
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red, green, blue = with_first(project, image, "c.tif")
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_float_pixels_are_refused(project):
+    project.save(Image.new("F", (16, 16), 0.5), "f.tif")
+    project.rows[0] = ("f.tif", *ROWS[0][1:])
+    assert "row 2 (f.tif: ValueError: floating-point pixels have no known range" in project.error()
+
+
+def test_exif_rotation_is_applied(project):
+    image = Image.new("RGB", (16, 16), "black")
+    image.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    with_first(project, image, "e.png", exif=exif)
+    rotated = project.load().train.images[0]
+    assert rotated[:, :8].max() == 0
+    assert rotated[:, 8:].min() == 255
+
+
+def test_oblong_images_are_squeezed_not_cropped(project):
+    image = Image.new("RGB", (64, 32), "black")
+    image.paste((255, 255, 255), (32, 0, 64, 32))
+    with_first(project, image, "o.png")
+    squeezed = project.load().train.images[0]
+    assert squeezed[:, :, :7].max() == 0
+    assert squeezed[:, :, 9:].min() == 255
+
+
+def test_second_start_reads_the_cache(project, monkeypatch):
+    first = project.load()
+    monkeypatch.setattr(folder, "decode_files", lambda *_: pytest.fail("decoded again"))
+    assert np.array_equal(project.load().train.images, first.train.images)
+
+
+@pytest.mark.parametrize("change", ["file", "time", "csv", "size"])
+def test_cache_notices_changes(project, monkeypatch, change):
+    project.load()
+    calls = []
+    decode = folder.decode_files
+    monkeypatch.setattr(folder, "decode_files", lambda *given: calls.append(1) or decode(*given))
+    path = project.images / "a.jpg"
+    if change == "file":
+        project.save(Image.new("RGB", (30, 30), "white"), "a.jpg")
+    elif change == "time":
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    elif change == "csv":
+        project.rows[0] = ("a", "mel", *ROWS[0][2:])
+    splits = project.load(size=32 if change == "size" else 16)
+    assert calls == [1]
+    if change == "file":
+        assert first_pixel(splits.train).tolist() == [255, 255, 255]
+
+
+def test_reading_is_announced(project, caplog):
+    with caplog.at_level(logging.INFO):
+        project.load()
+    assert "reading 4 images, resized to 16 px" in caplog.text
+
+
+@pytest.fixture
+def ham10000():
+    places = [Path(__file__).resolve().parents[2] / "shared" / "data"]
+    if os.environ.get("FEDKD_DATA"):
+        places.insert(0, Path(os.environ["FEDKD_DATA"]))
+    for place in places:
+        if (place / "ham10000" / "metadata.csv").is_file():
+            return place / "ham10000"
+    looked = ", ".join(map(str, places))
+    return pytest.skip(f"no ham10000/metadata.csv in {looked}; set FEDKD_DATA")
+
+
+def ham_config(csv, images):
+    return FolderConfig(
+        images=str(images),
+        csv=str(csv),
+        label_column="dx",
+        site_column="source",
+        group_column="lesion_id",
+        size=32,
+    )
+
+
+@pytest.mark.realdata
+def test_ham10000_subset_loads(ham10000, tmp_path):
+    table = pd.read_csv(ham10000 / "metadata.csv", dtype=str)
+    parts = [table[table["split"] == name].iloc[::stride] for name, stride in
+             [("train", 58), ("val", 25), ("test", 50)]]  # fmt: skip
+    subset = pd.concat(parts)
+    subset.to_csv(tmp_path / "subset.csv", index=False)
+    config = ham_config(tmp_path / "subset.csv", ham10000 / "images")
+    splits = folder.load(config, tmp_path / "cache")
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [len(part) for part in parts]
+    assert splits.train.site_names == ("rosendahl", "vidir_modern", "vidir_molemax", "vienna_dias")
+    # Skin is light and reddish: a channel mix-up or an all-black store would show here.
+    red, green, blue = splits.train.images.mean(axis=(0, 2, 3))
+    assert red > blue > green * 0.9 > 60
+
+
+@pytest.mark.realdata
+def test_ham10000_has_the_counts_it_should_have(ham10000, tmp_path, monkeypatch):
+    # The checks of the table and of all 10,015 files, without decoding.
+    monkeypatch.setattr(
+        folder, "decode_files", lambda files, size: (np.zeros((len(files), 3, 1, 1), np.uint8), [])
+    )
+    config = ham_config(ham10000 / "metadata.csv", ham10000 / "images")
+    splits = folder.load(config, tmp_path)
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [7004, 1003, 2008]
+    assert len(splits.train.site_names) == 4
+    # akiec bcc bkl df mel nv vasc
+    assert splits.train.class_counts().tolist() == [228, 359, 768, 80, 778, 4693, 98]
