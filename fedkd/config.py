@@ -8,10 +8,11 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedkd.errors import ConfigError
@@ -123,16 +124,22 @@ def _merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section]
         field = model.model_fields.get(key) if model else None
         if not isinstance(value, Mapping) or not isinstance(old, dict):
             base[key] = dict(value) if isinstance(value, Mapping) else value
-        elif (
-            field and field.discriminator and value.get("name", old.get("name")) != old.get("name")
-        ):
+        elif field and _renames(field, old, value):
             base[key] = dict(value)
         else:
             inner = field.annotation if field else None
             _merge(old, value, inner if _is_section(inner) else None)
 
 
-def _is_section(annotation: Any) -> bool:
+def _renames(field: FieldInfo, old: Mapping[str, Any], change: Mapping[str, Any]) -> bool:
+    """Whether a change picks another of several models for this field."""
+    if len(list(_sections_in(field.annotation))) < 2:
+        return False
+    name = old.get("name", getattr(field.default, "name", None))
+    return bool(change.get("name", name) != name)
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
@@ -142,21 +149,25 @@ def _explain(
     """One line for one validation error: key, value seen, what is allowed."""
     location = [str(part) for part in error["loc"]]
     sections, location = _walk(model, location)
+    where = f"in {where}"
     key = ".".join(location)
-    if key in overridden:
-        where = "the command line"
+    if key in overridden or f"{key}.name" in overridden:
+        where = "on the command line"
     if error["type"] == "extra_forbidden":
         known = [name for section in sections for name in section.model_fields]
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in location[:-1])
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key} in {where}; {hint}"
+        return f"unknown key {key} {where}; {hint}"
+    if error["type"] == "union_tag_invalid":
+        tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        return f"{key}.name is {tag!r} {where}; it must be one of {expected}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "missing":
-        return f"{key} is missing in {where}; it must be given"
+        return f"{key} is missing {where}; it must be given"
     if error["type"] in ("value_error", "assertion_error"):
-        return f"{key + ': ' if key else ''}{message} (in {where})"
-    return f"{key} is {error['input']!r} in {where}; it must be {message}"
+        return f"{key + ': ' if key else ''}{message} ({where})"
+    return f"{key} is {error['input']!r} {where}; it must be {message}"
 
 
 def _walk(model: type[Section], location: list[str]) -> tuple[list[type[Section]], list[str]]:

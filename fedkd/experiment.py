@@ -82,7 +82,7 @@ class Experiment:
         # Given weights may be float64: widen first, so that they are not rounded on the way in.
         student = student.to(self.device, self.dtype)
         # Convolutions of torch run two to three times as fast with channels last, on CPUs as well.
-        student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        student = student.to(memory_format=torch.channels_last)
         if isinstance(self.initial_student, nn.Module):
             load_initial(student, self.initial_student.state_dict())
         elif self.initial_student is not None:
@@ -283,7 +283,7 @@ def _open_teacher(
             head=None,
             head_kind="none",
         ).to(device, dtype)
-    teacher = teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = teacher.to(memory_format=torch.channels_last)
     if recipe.objective.name == "fopro":
         measure_reference(teacher, recipe.teacher, splits.train.images.shape[-1])
     return teacher

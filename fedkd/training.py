@@ -102,10 +102,8 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

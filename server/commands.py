@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedkd.teachers.pretrain import PretrainConfig
@@ -76,14 +76,14 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def catalog(options: argparse.Namespace) -> None:
     """``fedkd list``: what a recipe can name, with one line each."""
-    parts = {
+    parts: dict[str, Mapping[str, str]] = {
         "data sets (data.name)": {name: entry.description for name, entry in DATASETS.items()},
         "partitions (partition.name)": PARTITIONS,
         "augmentations (augmentation.name)": AUGMENTATIONS,
         "students (student.name)": {name: entry.description for name, entry in STUDENTS.items()},
         "teachers (teacher.name)": TEACHERS,
         "objectives (objective.name)": OBJECTIVES,
-        "losses (objective.loss)": {name: entry.description for name, entry in LOSSES.items()},
+        "losses (objective.loss)": {str(name): entry.description for name, entry in LOSSES.items()},
         "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},
     }
     print_catalog(_stdout(), parts)

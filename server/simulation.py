@@ -24,7 +24,7 @@ from server.app import make_app as make_server_app
 from server.centralized import run_centralized
 from server.engines.inprocess import InProcessGrid
 from server.federation import run_federation
-from server.results import RunDirectory, summarise
+from server.results import Mode, RunDirectory, summarise
 from server.scoreboard import Arrays, Observer, Scoreboard
 
 
@@ -98,7 +98,7 @@ def run(
 ) -> Simulation:
     """Run an experiment that is open already; see :func:`simulate`."""
     threads = experiment.recipe.engine.num_threads
-    mode = "centralized" if centralized else "federated"
+    mode: Mode = "centralized" if centralized else "federated"
     with ExitStack() as stack:
         if threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())

@@ -165,7 +165,7 @@ class SeededStrategy(Strategy):
         if not np.isfinite(total) or total <= 0 or min(weights) < 0:
             raise UpdateRefused(f"the clients' weights {weights} cannot be normalised")
         self.reports = [
-            ClientReport(int(m[wire.PARTITION_ID]), w / total, m)
+            ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m)
             for m, w in zip(metrics, weights, strict=True)
         ]
         for reply, update, weight in zip(answers, updates, weights, strict=True):

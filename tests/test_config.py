@@ -63,23 +63,26 @@ def test_a_circle_of_extends_is_refused(tmp_path):
     [
         (
             ["training.learning_rat=1"],
-            "unknown key training.learning_rat in .*command line; did you "
+            "unknown key training.learning_rat on the command line; did you "
             "mean training.learning_rate",
         ),
-        (["strategi.name='mas'"], "unknown key strategi in .*; did you mean strategy"),
+        (["strategi.name='mas'"], "unknown key strategi on .*; did you mean strategy"),
         (
             ["partition.alpha=-0.5"],
-            r"partition.alpha is -0.5 in the command line; it must be greater "
+            r"partition.alpha is -0.5 on the command line; it must be greater "
             "than 0",
         ),
         (
             ["strategy.name=fedavvg"],
-            "strategy.name is 'fedavvg' in .*; it must be 'fedavg' or 'mas'",
+            "strategy.name is 'fedavvg' on .*; it must be 'fedavg' or 'mas'",
         ),
-        (["data.name=isic"], "data.*isic"),
-        (["data.num_trian=3"], "unknown key data.num_trian in .*; did you mean data.num_train"),
+        (
+            ["data.name=isic"],
+            "data.name is 'isic' on the command line; it must be one of 'lesions', 'folder'",
+        ),
+        (["data.num_trian=3"], "unknown key data.num_trian on .*; did you mean data.num_train"),
         (["num_rounds"], "override 'num_rounds' is not key=value"),
-        (["num_rounds=two"], "num_rounds is 'two' in .*; it must be a valid integer"),
+        (["num_rounds=two"], "num_rounds is 'two' on .*; it must be a valid integer"),
         (["teacher.name=torchvision"], "teacher.architecture must name a torchvision model"),
     ],
 )

@@ -30,9 +30,7 @@ def images(pixels, labels):
 
 
 def sites(num):
-    return [
-        images(inputs.train_images(c), inputs.LABELS[f"train{c}"]) for c in range(num)
-    ]
+    return [images(inputs.train_images(c), inputs.LABELS[f"train{c}"]) for c in range(num)]
 
 
 def teacher():

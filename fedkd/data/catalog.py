@@ -3,14 +3,24 @@
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Discriminator, Tag
 
 from fedkd.data import folder, lesions
 from fedkd.data.folder import FolderConfig
 from fedkd.data.images import Splits
 from fedkd.data.lesions import LesionsConfig
 
-DataConfig = Annotated[LesionsConfig | FolderConfig, Field(discriminator="name")]
+
+def _name(values: Any) -> str:
+    """The data set's name; the embedded one where none is given."""
+    given = values.get("name", "lesions") if isinstance(values, dict) else values.name
+    return str(given)
+
+
+DataConfig = Annotated[
+    Annotated[LesionsConfig, Tag("lesions")] | Annotated[FolderConfig, Tag("folder")],
+    Discriminator(_name),
+]
 
 
 class DataSet(NamedTuple):

@@ -56,8 +56,8 @@ def _atypical_network(canvas: Canvas, layers: Layers, strength: float) -> None:
 
 def _globules(canvas: Canvas, layers: Layers, strength: float) -> None:
     """Brown globules of even size, evenly spread."""
-    holes = canvas.network(canvas.rng.uniform(7, 9.5), 0.15)
-    layers.melanin += strength * 0.9 * layers.inside * (1 - holes)
+    mesh = canvas.network(canvas.rng.uniform(7, 9.5), 0.15)
+    layers.melanin += strength * 0.9 * layers.inside * (1 - mesh)
 
 
 def _irregular_dots(canvas: Canvas, layers: Layers, strength: float) -> None:

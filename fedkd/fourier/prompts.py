@@ -45,8 +45,9 @@ class PromptConfig(Section):
 class FourierPromptGenerator(nn.Module):
     """FPG: maps a latent z ~ N(0, I) to a log-gain for each channel and bin of the half spectrum.
 
-    A small convolutional decoder with bilinear upsampling. Frequency 0 is in the middle of its
-    rows, where the plane is smooth, and is moved to row 0 at the end. Log-gains are bounded by
+    A small convolutional decoder. Its upsampling is nearest but for the last, bilinear one: with
+    bilinear throughout, prompts span fewer directions. Frequency 0 is in the middle of its rows,
+    where the plane is smooth, and is moved to row 0 at the end. Log-gains are bounded by
     rho tanh(. / rho) with rho = log(max_gain), and symmetric, so that prompted images are real.
     It starts near the identity. GroupNorm, not BatchNorm: a batch of latents may be one.
 
@@ -85,7 +86,7 @@ class FourierPromptGenerator(nn.Module):
         """Log-gains (batch, channels, height, width // 2 + 1) of latents (batch, latent_dim)."""
         x = self.fc(z).unflatten(1, (32, *self.grid))
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
             x = F.leaky_relu(norm(conv(x)), 0.2)
         size = (self.height, self.width // 2 + 1)
         x = self.conv3(F.interpolate(x, size=size, mode="bilinear", align_corners=False))

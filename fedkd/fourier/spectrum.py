@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# Of an image's largest amplitude: a bin below it holds rounding errors and has no phase.
-EMPTY_BIN = 1e-6
+# In units of the dtype's epsilon and of a channel's largest amplitude: a bin below it holds only
+# rounding errors. A flat image, whose bins but one are empty, reaches 0.25.
+EMPTY_BIN = 8
 
 
 def rfft2(images: Tensor) -> Tensor:
@@ -80,7 +81,11 @@ def full_from_half(half: Tensor, width: int) -> Tensor:
 
 def empty_bins(amplitudes: Tensor) -> Tensor:
     """Bins (bool) whose phase is rounding error, by each channel's largest amplitude."""
-    return amplitudes <= EMPTY_BIN * amplitudes.amax((-2, -1), keepdim=True)
+    return amplitudes <= _empty_below(amplitudes)
+
+
+def _empty_below(amplitudes: Tensor) -> Tensor:
+    return EMPTY_BIN * torch.finfo(amplitudes.dtype).eps * amplitudes.amax((-2, -1), keepdim=True)
 
 
 def mean_amplitude(batches: Iterable[Tensor]) -> Tensor:
@@ -98,10 +103,11 @@ def mean_amplitude(batches: Iterable[Tensor]) -> Tensor:
     total: Tensor | None = None
     num_images: Tensor | int = 0
     for batch in batches:
+        _, _, _, _ = batch.shape  # a single tensor of images would be taken apart into channels
         values = amplitude(rfft2(batch))
-        peaks = values.amax((-2, -1), keepdim=True)
-        lit = peaks > 0
-        logs = torch.maximum(values, EMPTY_BIN * peaks).double().log().where(lit, 0.0).sum(0)
+        floor = _empty_below(values)
+        lit = floor > 0
+        logs = torch.maximum(values, floor).double().log().where(lit, 0.0).sum(0)
         total = logs if total is None else total + logs
         num_images = num_images + lit.sum(0)
     if total is None or not bool((torch.as_tensor(num_images) > 0).all()):

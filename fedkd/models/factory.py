@@ -11,7 +11,7 @@ from torch import nn
 from fedkd import seeding
 from fedkd.config import Section
 from fedkd.errors import StudentError
-from fedkd.models.small_resnet import resnet8, resnet10
+from fedkd.models.small_resnet import SmallResNet, resnet8, resnet10
 from fedkd.models.student import Student
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,21 +44,20 @@ def headless(network: nn.Module) -> tuple[nn.Module, int]:
     """A torchvision classifier without its last linear layer, and its number of features."""
     for name in ("fc", "classifier"):
         head = getattr(network, name, None)
-        if head is None:
-            continue
         last = head[-1] if isinstance(head, nn.Sequential) else head
-        setattr(network, name, nn.Identity())
-        return network, int(last.in_features)
+        if isinstance(last, nn.Linear):
+            setattr(network, name, nn.Identity())
+            return network, last.in_features
     raise StudentError(
-        f"{type(network).__name__} has neither `fc` nor `classifier`; only torchvision "
+        f"{type(network).__name__} does not end in a linear `fc` or `classifier`; only torchvision "
         "classification models with such a head can serve as a backbone"
     )
 
 
-def _small(build: Callable[[], nn.Module]) -> Callable[[], tuple[nn.Module, int]]:
+def _small(build: Callable[[], SmallResNet]) -> Callable[[], tuple[nn.Module, int]]:
     def builder() -> tuple[nn.Module, int]:
         network = build()
-        return network, int(network.num_features)  # type: ignore[arg-type]
+        return network, network.num_features
 
     return builder
 

@@ -83,7 +83,7 @@ class Student(nn.Module):
 
     def project(self, pixels: Tensor) -> Tensor:
         """The projection alone, float (batch, D)."""
-        projection = self(pixels).projection
+        projection: Tensor | None = self(pixels).projection
         assert projection is not None, "project() needs a student with a projector"
         return projection
 

@@ -63,9 +63,10 @@ def _draw(size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         along = (np.cos(angle) * dx + np.sin(angle) * dy) / radius[:, None, None]
         across = (np.cos(angle) * dy - np.sin(angle) * dx) / (aspect * radius[:, None, None])
         round_ = rng.uniform(size=(BATCH, 1, 1)) < 0.5
-        inside = np.where(
-            round_, along**2 + across**2, np.maximum(np.abs(along), np.abs(across)) ** 2
-        ) < 1
+        inside = (
+            np.where(round_, along**2 + across**2, np.maximum(np.abs(along), np.abs(across)) ** 2)
+            < 1
+        )
         # Leaves of one image differ more in brightness than in hue, as natural surfaces do.
         tint = 1.2 * rng.standard_normal((BATCH, 1)) + 0.5 * rng.standard_normal((BATCH, 3))
         colour = palette + spread * tint.astype(np.float32)
@@ -89,4 +90,5 @@ def _textures(size: int, rng: np.random.Generator, num: int = 64) -> Floats:
     gain[:, 0, 0] = 0.0
     noise = np.fft.rfft2(rng.standard_normal((num, size, size)))
     texture = np.fft.irfft2(noise * gain, s=(size, size))
-    return (texture / texture.std((1, 2), keepdims=True)).astype(np.float32)
+    scaled: Floats = (texture / texture.std((1, 2), keepdims=True)).astype(np.float32)
+    return scaled

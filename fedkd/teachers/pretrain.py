@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
             progress(step, config.steps, {"loss": loss})
 
     with seeding.isolated(config.seed, "pretrain"):
-        backbone = resnet10().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone = resnet10().to(memory_format=torch.channels_last)
         projector = Projector(256, config.num_hidden, config.num_outputs)
     train_simclr(
         backbone,

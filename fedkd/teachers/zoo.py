@@ -94,8 +94,8 @@ def measure_reference(teacher: Teacher, config: TeacherConfig, image_size: int) 
         return
     logger.info("measuring the teacher's feature moments on procedural images")
     images = dead_leaves(config.reference_images, image_size, seed=0)
-    chunks = torch.from_numpy(images).split(64)
-    teacher.measure_reference(chunk.float() / 255 for chunk in chunks)
+    starts = range(0, len(images), 64)
+    teacher.measure_reference(torch.from_numpy(images[i : i + 64]) / 255 for i in starts)
 
 
 def check_file(path: Path, sha256: str, key: str) -> None:

@@ -1,0 +1,262 @@
+"""What teachers' features are worth on HAM10000: a linear probe against three controls.
+
+    python benchmarks/teacher_probe.py WEIGHTS.safetensors ... [--test]
+
+Several files are taken for training seeds of one recipe: their mean and spread are shown, and the
+bootstrap compares their mean. Without --test, only the validation split is scored: choose there,
+and read the test split once. Images are found through FEDKD_DATA or ../shared/data; features are
+cached in FEDKD_CACHE (default ~/.cache/fedkd).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.teachers.pretrain import (
+    Projector,
+    PretrainConfig,
+    load_pretrained,
+    measure_statistics,
+    normalize,
+    round_weights,
+)
+from fedkd.teachers.probe import Probe, lesion_bootstrap, linear_probe, score
+from PIL import Image
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+
+from fedkd import files, paths, seeding
+from fedkd.models.small_resnet import SmallResNet, resnet10
+
+READING_SIZE = 64
+SPLITS = ("train", "val", "test")
+Pixels = npt.NDArray[np.uint8]
+Features = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """HAM10000, decoded: pixels (num_images, 3, 64, 64) and columns of its table."""
+
+    pixels: Pixels
+    labels: npt.NDArray[np.int64]
+    lesion_ids: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]
+
+    def rows(self, split: str) -> npt.NDArray[np.bool_]:
+        """Which images belong to a split."""
+        return self.splits == split
+
+
+def read_ham10000() -> Lesions:
+    """Decode once, then take from the cache."""
+    root = Path(os.environ.get("FEDKD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    table = pd.read_csv(root / "ham10000" / "metadata.csv").sort_values("image_id")
+    cache = paths.cache_dir() / f"ham10000-{READING_SIZE}.npy"
+    if not cache.exists():
+        note(f"decoding {len(table)} images of {root}")
+        side = (READING_SIZE, READING_SIZE)
+        pictures = []
+        for name in table["image_id"]:
+            with Image.open(root / "ham10000" / "images" / f"{name}.jpg") as image:
+                picture = image.convert("RGB").resize(side, Image.Resampling.BILINEAR)
+            pictures.append(np.asarray(picture).transpose(2, 0, 1))
+        save(cache, np.stack(pictures))
+    return Lesions(
+        np.load(cache),
+        np.unique(table["dx"], return_inverse=True)[1],
+        table["lesion_id"].to_numpy(str),
+        table["split"].to_numpy(str),
+    )
+
+
+def note(text: str) -> None:
+    """Progress goes to stderr, the table to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    """Write an array so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as part:
+        np.save(part, array)
+
+
+def cached(key: str, compute: Callable[[], Features]) -> Features:
+    """Features from the cache, or computed and put there; the key says all they depend on."""
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    path = paths.cache_dir() / f"features-{name}.npy"
+    if not path.exists():
+        note(f"computing the features of {key}")
+        save(path, compute())
+    return np.asarray(np.load(path), dtype=np.float32)
+
+
+@torch.inference_mode()
+def network_features(network: nn.Module, pixels: Pixels) -> Features:
+    """Features of all images at the reading size, (num_images, num_features)."""
+    network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chunks = torch.from_numpy(pixels).split(128)
+    return torch.cat([network(normalize(chunk.float() / 255)) for chunk in chunks]).numpy()
+
+
+def untrained(seed: int) -> SmallResNet:
+    """The same network with its first weights, and BatchNorm statistics measured as ours are."""
+    with seeding.isolated(seed, "probe-untrained"):
+        backbone, head = resnet10(), Projector(256, 256, 128)
+    round_weights(backbone)
+    images = torch.from_numpy(dead_leaves(1024, READING_SIZE, seed))
+    measure_statistics(backbone, head, images, PretrainConfig(seed=seed, statistics_batches=10))
+    return backbone
+
+
+def raw_pixels(pixels: Pixels) -> Features:
+    """Means over 4 x 4 pixels: 16 x 16 colours, 768 values."""
+    small = nn.functional.avg_pool2d(torch.from_numpy(pixels).float() / 255, READING_SIZE // 16)
+    return small.flatten(1).numpy()
+
+
+def patch_features(data: Lesions, seed: int, num_centres: int, num_pools: int) -> Features:
+    """Soft assignment of whitened 6 x 6 patches at 32 px to k-means centres, pooled by area.
+
+    Source: Coates, Lee, Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
+    Learning", AISTATS 2011 (the "triangle" activation). Centres are learned on the training split.
+    """
+    images = nn.functional.avg_pool2d(torch.from_numpy(data.pixels).float() / 255, 2)
+    rng = seeding.rng(seed, "probe-patches")
+    train = np.flatnonzero(data.rows("train"))
+    sample = _patches(images[torch.from_numpy(rng.choice(train, 2000, replace=False))])
+    sample = sample.flatten(0, 1)[torch.from_numpy(rng.integers(0, 2000 * 27 * 27, 100_000))]
+    mean = sample.mean(0)
+    values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / len(sample))
+    whiten = vectors @ torch.diag((values + 0.1).rsqrt()) @ vectors.T
+    centres = torch.from_numpy(
+        MiniBatchKMeans(num_centres, batch_size=4096, n_init=1, random_state=seed)
+        .fit(((sample - mean) @ whiten).numpy())
+        .cluster_centers_
+    )
+    pooled = []
+    for chunk in images.split(64):
+        patches = (_patches(chunk) - mean) @ whiten
+        distances = torch.cdist(patches, centres.expand(len(chunk), -1, -1))
+        activity = (distances.mean(2, keepdim=True) - distances).relu()
+        maps = activity.transpose(1, 2).reshape(len(chunk), num_centres, 27, 27)
+        pooled.append(nn.functional.adaptive_avg_pool2d(maps, num_pools).flatten(1))
+    return torch.cat(pooled).numpy()
+
+
+def _patches(images: Tensor) -> Tensor:
+    """All 6 x 6 patches, each with its own brightness and contrast removed: (batch, 729, 108)."""
+    patches = nn.functional.unfold(images, 6).transpose(1, 2)
+    centred = patches - patches.mean(2, keepdim=True)
+    return centred / (centred.var(2, keepdim=True) + 10 / 255**2).sqrt()
+
+
+def probe(data: Lesions, features: Features) -> Probe:
+    """Linear probe with the strength chosen on val."""
+    train, val, test = (data.rows(split) for split in SPLITS)
+    return linear_probe(
+        features[train], data.labels[train], features[val], data.labels[val], features[test]
+    )
+
+
+def row(data: Lesions, name: str, probes: Sequence[Probe], split: str) -> dict[str, object]:
+    """Mean and sample deviation of both scores over the probes of one kind of features."""
+    labels = data.labels[data.rows(split)]
+    reached = [score(getattr(one, split), labels) for one in probes]
+    accuracy = np.array([one.balanced_accuracy for one in reached])
+    auroc = np.array([one.macro_auroc for one in reached])
+    several = len(probes) > 1
+    return {
+        "features": name,
+        "split": split,
+        "seeds": len(probes),
+        "balanced_accuracy": round(float(accuracy.mean()), 4),
+        "balanced_accuracy_sd": round(float(accuracy.std(ddof=1)), 4) if several else None,
+        "macro_auroc": round(float(auroc.mean()), 4),
+        "macro_auroc_sd": round(float(auroc.std(ddof=1)), 4) if several else None,
+        "each_balanced_accuracy": [round(float(value), 4) for value in accuracy],
+        "each_macro_auroc": [round(float(value), 4) for value in auroc],
+        "strengths": [one.strength for one in probes],
+    }
+
+
+def compare(data: Lesions, ours: Sequence[Probe], other: Sequence[Probe], split: str) -> str:
+    """Difference of mean balanced accuracies with its 95 % lesion-bootstrap interval."""
+    rows = data.rows(split)
+    difference = lesion_bootstrap(
+        data.labels[rows],
+        np.stack([getattr(one, split).argmax(1) for one in ours]),
+        np.stack([getattr(one, split).argmax(1) for one in other]),
+        data.lesion_ids[rows],
+        seed=0,
+    )
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main() -> None:
+    """Print the table, and with --json write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", nargs="*", type=Path, help="files that fedkd pretrain wrote")
+    parser.add_argument("--test", action="store_true", help="score the test split, too")
+    parser.add_argument("--stages", action="store_true", help="also probe the last stage alone")
+    parser.add_argument("--no-controls", action="store_true", help="only the given weights")
+    parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    data = read_ham10000()
+    kinds: dict[str, list[Features]] = {}
+    if given.weights:
+        kinds["teacher"] = [
+            cached(
+                f"teacher {hashlib.sha256(path.read_bytes()).hexdigest()}",
+                lambda path=path: network_features(load_pretrained(path)[0], data.pixels),
+            )
+            for path in given.weights
+        ]
+        if given.stages:
+            kinds["teacher, last stage only"] = [x[:, -256:] for x in kinds["teacher"]]
+    if not given.no_controls:
+        kinds["raw 16x16 pixels"] = [raw_pixels(data.pixels)]
+        kinds["untrained network"] = [
+            cached(f"untrained {seed}", lambda seed=seed: network_features(untrained(seed), data.pixels))
+            for seed in range(3)
+        ]
+        for centres, pools in ((480, 1), (120, 2)):
+            kinds[f"k-means patches, {centres} centres, {pools}x{pools} pools"] = [
+                cached(
+                    f"patches {centres} {pools} {seed}",
+                    lambda c=centres, p=pools, s=seed: patch_features(data, s, c, p),
+                )
+                for seed in range(3)
+            ]
+    probes = {}
+    for name, matrices in kinds.items():
+        note(f"fitting the probes of {name}")
+        probes[name] = [probe(data, matrix) for matrix in matrices]
+    table = []
+    for split in ("val", "test") if given.test else ("val",):
+        for name, fitted in probes.items():
+            line = row(data, name, fitted, split)
+            if given.weights and name != "teacher":
+                line["teacher_minus_this"] = compare(data, probes["teacher"], fitted, split)
+            table.append(line)
+    print(pd.DataFrame(table).drop(columns="strengths").to_string(index=False))
+    if given.json:
+        given.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

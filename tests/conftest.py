@@ -1,0 +1,123 @@
+"""Fixtures for tests that need a federation: tiny hospitals, a tiny teacher, a tiny recipe."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedkd import config, seeding
+from fedkd.data.images import LabelledImages
+from fedkd.recipe import Recipe
+
+CLASSES = ("a", "b", "c", "d")
+SITES = ("north", "south", "west")
+TINY = {
+    "num_rounds": 2,
+    "training": {"batch_size": 4, "learning_rate": 2e-3},
+    "prompts": {"latent_dim": 6},
+    "explore": {"warm_up_steps": 2, "steps_per_round": 1, "batch_size": 4},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
+    """Bits do not depend on the machine's cores, and the user's cache is left alone."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FEDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    patch.undo()
+
+
+@pytest.fixture
+def make_recipe():
+    """A function that gives the tiny recipe with some values or sections changed."""
+
+    def make(**changes):
+        values = {key: dict(v) if isinstance(v, dict) else v for key, v in TINY.items()}
+        for key, change in changes.items():
+            if isinstance(change, dict):
+                values.setdefault(key, {}).update(change)
+            else:
+                values[key] = change
+        return config.build(Recipe, values)
+
+    return make
+
+
+def draw_images(purpose, labels, sites=(), site_names=("all",), size=16):
+    """Noise on a class-dependent colour, uint8, dark and reddish as a whole."""
+    rng = seeding.rng(0, purpose)
+    labels = np.asarray(labels)
+    colours = np.array([[60, 20, 20], [90, 40, 20], [110, 60, 50], [70, 60, 30]])
+    pixels = colours[labels][:, :, None, None] + rng.normal(0, 15, (len(labels), 3, size, size))
+    return LabelledImages(
+        images=pixels.clip(0, 255).astype(np.uint8),
+        labels=labels,
+        class_names=CLASSES,
+        sites=np.asarray(sites, np.int64),
+        site_names=site_names,
+    )
+
+
+@pytest.fixture(scope="session")
+def hospitals():
+    """Three hospitals, a val and a test split at 16 px, as keyword arguments of ``simulate``.
+
+    Numbers are odd and classes are missing: south has no "d", west has neither "b" nor "c".
+    """
+    labels = ([0, 1, 2, 3, 0, 1, 0, 0, 2, 0, 1], [0, 1, 2, 0, 1, 0, 1, 0, 0], [3, 0, 3, 0, 0, 3])
+    held_out = [0, 1, 2, 3] * 3
+    return {
+        "sites": [
+            draw_images(f"train/{name}", own, site_names=(name,))
+            for name, own in zip(SITES, labels, strict=True)
+        ],
+        "val": draw_images("val", held_out, [0, 1, 1, 2] * 3, SITES),
+        "test": draw_images("test", held_out + [0, 3], [0, 0, 1, 2] * 3 + [0, 2], SITES),
+    }
+
+
+class TinyTeacher(nn.Module):
+    """Two convolutions with BatchNorm, 10 features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 10, 3, 2, 1), nn.BatchNorm2d(10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(x))).mean((2, 3))
+
+
+@pytest.fixture
+def teacher():
+    """A small network whose BatchNorm statistics are those of smooth grey noise."""
+    with seeding.isolated(0, "tiny teacher"):
+        network = TinyTeacher()
+        coarse = torch.rand(64, 3, 5, 5)
+        for norm in (network.bn1, network.bn2):
+            norm.momentum = None
+        with torch.no_grad():
+            for batch in F.interpolate(coarse, size=16, mode="bilinear").split(32):
+                network(batch)
+    return network.eval()
+
+
+@pytest.fixture
+def realdata():
+    """The folder of real data sets, or a skip that says where it was sought."""
+    given = os.environ.get("FEDKD_DATA")
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folders = [*([Path(given).expanduser()] if given else []), beside]
+    for folder in folders:
+        if (folder / "ham10000" / "metadata.csv").is_file():
+            return folder
+    pytest.skip(f"no ham10000/metadata.csv in {' or '.join(map(str, folders))}; set FEDKD_DATA")
