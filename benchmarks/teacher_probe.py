@@ -231,7 +231,10 @@ def main() -> None:
     if not given.no_controls:
         kinds["raw 16x16 pixels"] = [raw_pixels(data.pixels)]
         kinds["untrained network"] = [
-            cached(f"untrained {seed}", lambda seed=seed: network_features(untrained(seed), data.pixels))
+            cached(
+                f"untrained {seed}",
+                lambda seed=seed: network_features(untrained(seed), data.pixels),
+            )
             for seed in range(3)
         ]
         for centres, pools in ((480, 1), (120, 2)):

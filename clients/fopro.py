@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clients.ekd import EKD
+from clients.objective import OnStep
 from fedkd import seeding
 from fedkd.data.loading import Loader
 from fedkd.experiment import Experiment
@@ -76,7 +77,9 @@ class FoPro(EKD):
         """Take over the average generator."""
         self._explorer.generator.load_state_dict(tensors)
 
-    def start_round(self, student: Student, loader: Loader, round_number: int) -> dict[str, float]:
+    def start_round(
+        self, student: Student, loader: Loader, round_number: int, on_step: OnStep | None = None
+    ) -> dict[str, float]:
         """Train the generator: the warm-up in the client's first round, then a few steps a round.
 
         Returns:
@@ -94,9 +97,11 @@ class FoPro(EKD):
         if explorer.num_steps < config.warm_up_steps:
             num_steps += config.warm_up_steps - explorer.num_steps
         terms: dict[str, float] = {}
-        for _ in range(num_steps):
+        for step in range(num_steps):
             pixels = loader.pixels(rows.choice(len(loader), size, replace=False))
             terms = explorer.step(pixels, rng, student.project)
+            if on_step:
+                on_step(step + 1, num_steps)
         self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
         values = {f"explore_{name}": v for name, v in terms.items() if name != "explore_loss"}
         return {**values, **self._measure(loader, size)}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clients.factory import make_objective
-from clients.objective import Objective
+from clients.objective import Objective, OnStep
 from fedkd import seeding, wire
 from fedkd.data.augment import augment
 from fedkd.data.images import Integers
@@ -102,8 +102,10 @@ class Node:
         load_arrays(student, objective, arrays)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
         if score_classes:
-            metrics[wire.CLASS_SCORES] = self._score(objective, loader, student).tolist()
-        values = objective.start_round(student, loader, round_number)
+            on_step = self._announcer(partition_id, "scoring")
+            metrics[wire.CLASS_SCORES] = self._score(objective, loader, student, on_step).tolist()
+        on_step = self._announcer(partition_id, "exploring")
+        values = objective.start_round(student, loader, round_number, on_step)
         metrics.update({wire.MEAN + name: value for name, value in values.items()})
 
         optimizer = make_optimizer(recipe.training, student.parameters())
@@ -142,7 +144,9 @@ class Node:
             for epoch in range(config.local_epochs)
         ]
 
-    def _score(self, objective: Objective, loader: Loader, student: Student) -> Tensor:
+    def _score(
+        self, objective: Objective, loader: Loader, student: Student, on_step: OnStep | None
+    ) -> Tensor:
         """Sum of the received student's loss per example for each class, float64 (num_classes,).
 
         A pass of its own: the losses of the first epoch are those of a student that changes from
@@ -156,9 +160,11 @@ class Node:
             rows = np.arange(start, min(start + config.batch_size, num_images))
             pixels, labels = loader.batch(rows)
             sums.index_add_(0, labels, objective.scores(student, pixels, labels).double())
+            if on_step:
+                on_step(start + len(rows), num_images)
         return sums.cpu()
 
-    def _announcer(self, partition_id: int, what: str) -> Callable[[int, int], None] | None:
+    def _announcer(self, partition_id: int, what: str) -> OnStep | None:
         progress = self.progress
         if progress is None:
             return None

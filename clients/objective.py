@@ -1,6 +1,6 @@
 """What a local objective is: the part of a client that differs between methods."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -8,6 +8,10 @@ from torch import Tensor
 from fedkd.data.loading import Loader
 from fedkd.models.student import Student
 from fedkd.training import Losses
+
+
+OnStep = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
 
 
 class Objective(Protocol):
@@ -28,8 +32,17 @@ class Objective(Protocol):
     def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from the average of what the clients shared."""
 
-    def start_round(self, student: Student, loader: Loader, round_number: int) -> dict[str, float]:
-        """Do what comes before local training; returns values to log for this client."""
+    def start_round(
+        self, student: Student, loader: Loader, round_number: int, on_step: OnStep | None = None
+    ) -> dict[str, float]:
+        """Do what comes before local training; returns values to log for this client.
+
+        Args:
+            student: As it was received.
+            loader: The client's images.
+            round_number: From 1.
+            on_step: Told the steps done and all steps.
+        """
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch in training; pixels are augmented, float (batch, 3, height, width)."""
@@ -55,6 +68,8 @@ class Stateless:
     def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
         """Nothing to continue."""
 
-    def start_round(self, student: Student, loader: Loader, round_number: int) -> dict[str, float]:
+    def start_round(
+        self, student: Student, loader: Loader, round_number: int, on_step: OnStep | None = None
+    ) -> dict[str, float]:
         """Nothing to prepare."""
         return {}

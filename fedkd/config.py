@@ -5,6 +5,7 @@ federation is :class:`fedkd.recipe.Recipe`. Defaults stand in the models only.
 """
 
 import difflib
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,26 @@ def build(
 def dump(config: Section) -> str:
     """The resolved config as TOML; keys that are None are left out, as None is their default."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def explain(config: Section, table: str = "") -> str:
+    """The config as TOML in which every key has its description as a comment.
+
+    Keys that are None, as their default is, stand commented out.
+    """
+    lines, tables = [], []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        comment = textwrap.indent(textwrap.fill(" ".join(str(field.description).split()), 96), "# ")
+        if isinstance(value, Section):
+            inner = f"{table}{name}"
+            tables.append(f"\n{comment}\n[{inner}]\n{explain(value, inner + '.')}")
+        elif value is None:
+            lines.append(f"{comment}\n# {name} =\n")
+        else:
+            plain = config.model_dump(mode="json", include={name})
+            lines.append(f"{comment}\n{tomli_w.dumps(plain)}")
+    return "".join(lines + tables)
 
 
 def _read(path: Path, model: type[Section], seen: tuple[Path, ...]) -> dict[str, Any]:

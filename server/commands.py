@@ -74,6 +74,11 @@ def pretrain(options: argparse.Namespace) -> None:
     print(path)
 
 
+def show_config(options: argparse.Namespace) -> None:
+    """``fedkd config``: the resolved recipe with the meaning of every key."""
+    print(config.explain(config.load(Recipe, options.config, options.overrides)), end="")
+
+
 def catalog(options: argparse.Namespace) -> None:
     """``fedkd list``: what a recipe can name, with one line each."""
     parts: dict[str, Mapping[str, str]] = {
@@ -93,6 +98,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": run,
     "centralized": centralized,
     "partition": partition,
+    "config": show_config,
     "pretrain": pretrain,
     "list": catalog,
 }

@@ -123,3 +123,10 @@ def test_every_field_has_a_description():
                 check(inner)
 
     check(Recipe)
+
+
+def test_the_explained_config_loads_back_to_the_same(tmp_path):
+    recipe = Recipe(num_clients=3, output='a "b"')
+    text = config.explain(recipe)
+    assert config.load(Recipe, write(tmp_path, "a.toml", text)) == recipe
+    assert "# Step size of the optimiser." in text

@@ -1,4 +1,3 @@
-import logging
 import os
 
 import numpy as np
@@ -142,13 +141,10 @@ def test_class_named_twice_is_refused(project):
         configs.build(FolderConfig, values)
 
 
-def test_missing_csv(project):
-    text = project.error(csv=str(project.root / "other.csv"))
-    assert "other.csv, which does not exist" in text
-
-
-def test_missing_folder(project):
-    assert "nowhere, which is not a folder" in project.error(images=str(project.root / "nowhere"))
+def test_missing_csv_and_missing_folder(project):
+    nowhere = str(project.root / "nowhere")
+    assert "nowhere, which does not exist" in project.error(csv=nowhere)
+    assert "nowhere, which is not a folder" in project.error(images=nowhere)
 
 
 def test_missing_columns_are_all_named_with_the_nearest(project):
@@ -303,9 +299,3 @@ def test_cache_notices_changes(project, monkeypatch, change):
     assert calls == [1]
     if change == "file":
         assert first_pixel(splits.train).tolist() == [255, 255, 255]
-
-
-def test_reading_is_announced(project, caplog):
-    with caplog.at_level(logging.INFO):
-        project.load()
-    assert "reading 4 images, resized to 16 px" in caplog.text

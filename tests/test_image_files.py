@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,3 +98,9 @@ def test_pixels_without_known_range_are_refused(tmp_path):
     _, faults = decode_files([tmp_path / "float.tif", tmp_path / "wide.tif"], 4)
     assert "floating-point pixels have no known range" in faults[0][1]
     assert "grey values span 70000..70000" in faults[1][1]
+
+
+def test_start_of_reading_is_in_the_log(caplog):
+    with caplog.at_level(logging.INFO):
+        decode_files([], 16)
+    assert "reading 0 images, resized to 16 px" in caplog.text

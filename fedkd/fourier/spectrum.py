@@ -7,7 +7,7 @@ from torch import Tensor
 
 # In units of the dtype's epsilon and of a channel's largest amplitude: a bin below it holds only
 # rounding errors. A flat image, whose bins but one are empty, reaches 0.25.
-EMPTY_BIN = 8
+EMPTY_BIN = 4
 
 
 def rfft2(images: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedkd import files, seeding
@@ -62,6 +62,14 @@ class PretrainConfig(Section):
     statistics_batches: int = Field(default=40, ge=1)
     """Batches over which the final BatchNorm statistics are averaged."""
 
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "PretrainConfig":
+        if self.warm_up_steps >= self.steps:
+            raise ValueError(
+                f"warm_up_steps is {self.warm_up_steps}; it must be below steps = {self.steps}"
+            )
+        return self
+
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -70,6 +78,8 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     """Pre-train and write ``<name>.safetensors`` and its card ``<name>.json``.
 
     Weights are stored as float16, BatchNorm tensors as float32; what is loaded is what is stored.
+    The same recipe gives the same file on one machine with one number of threads; on another the
+    last bits of sums differ, and training makes them grow.
 
     Args:
         config: The recipe.
@@ -79,10 +89,6 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     Returns:
         The path of the weights.
     """
-    if config.warm_up_steps >= config.steps:
-        raise TeacherError(
-            f"warm_up_steps is {config.warm_up_steps}; it must be below steps = {config.steps}"
-        )
     images = torch.from_numpy(dead_leaves(config.num_images, config.source_size, config.seed))
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
@@ -220,11 +226,13 @@ def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, fo
         "projector": json.dumps([config.num_hidden, config.num_outputs]),
         "mean": json.dumps(MEAN),
         "std": json.dumps(STD),
-        "config": config.model_dump_json(),
+        "reading_size": str(config.reading_size),
+        # Without the name, so that a file's hash does not depend on what it is called.
+        "config": config.model_dump_json(exclude={"name"}),
     }
     path = folder / f"{config.name}.safetensors"
     with files.replacing(path) as part:
-        save_file(tensors, part, metadata)
+        part.write_bytes(save(tensors, metadata))
     card = {
         "name": config.name,
         "architecture": "resnet10",
@@ -237,8 +245,13 @@ def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, fo
         "std": STD,
         "reading_size": config.reading_size,
         "config": config.model_dump(),
+        "batchnorm_statistics": (
+            f"plain averages over {config.statistics_batches} batches of whole images at "
+            f"{config.reading_size} px, measured after training with the stored weights"
+        ),
         "licence": "Apache-2.0",
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
         "size_bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
