@@ -15,15 +15,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from PIL import Image
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor, nn
+
+from fedkd import files, paths, seeding
+from fedkd.models.small_resnet import SmallResNet, resnet10
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.pretrain import (
-    Projector,
     PretrainConfig,
     load_pretrained,
     measure_statistics,
@@ -31,12 +37,7 @@ from fedkd.teachers.pretrain import (
     round_weights,
 )
 from fedkd.teachers.probe import Probe, lesion_bootstrap, linear_probe, score
-from PIL import Image
-from sklearn.cluster import MiniBatchKMeans
-from torch import Tensor, nn
-
-from fedkd import files, paths, seeding
-from fedkd.models.small_resnet import SmallResNet, resnet10
+from fedkd.teachers.simclr import Projector
 
 READING_SIZE = 64
 SPLITS = ("train", "val", "test")
@@ -55,7 +56,7 @@ class Lesions:
 
     def rows(self, split: str) -> npt.NDArray[np.bool_]:
         """Which images belong to a split."""
-        return self.splits == split
+        return np.asarray(self.splits == split)
 
 
 def read_ham10000() -> Lesions:
@@ -105,9 +106,22 @@ def cached(key: str, compute: Callable[[], Features]) -> Features:
 @torch.inference_mode()
 def network_features(network: nn.Module, pixels: Pixels) -> Features:
     """Features of all images at the reading size, (num_images, num_features)."""
-    network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chunks = torch.from_numpy(pixels).split(128)
-    return torch.cat([network(normalize(chunk.float() / 255)) for chunk in chunks]).numpy()
+    network = network.eval().to(memory_format=torch.channels_last)
+    features = []
+    for start in range(0, len(pixels), 128):
+        chunk = torch.from_numpy(pixels[start : start + 128]).float() / 255
+        features.append(network(normalize(chunk)))
+    return torch.cat(features).numpy()
+
+
+def teacher_features(path: Path, pixels: Pixels) -> Features:
+    """Features by the stored weights, as whoever loads the file gets them."""
+    return network_features(load_pretrained(path)[0], pixels)
+
+
+def untrained_features(seed: int, pixels: Pixels) -> Features:
+    """Features by the same network with its first weights."""
+    return network_features(untrained(seed), pixels)
 
 
 def untrained(seed: int) -> SmallResNet:
@@ -146,7 +160,8 @@ def patch_features(data: Lesions, seed: int, num_centres: int, num_pools: int) -
         .cluster_centers_
     )
     pooled = []
-    for chunk in images.split(64):
+    for start in range(0, len(images), 64):
+        chunk = images[start : start + 64]
         patches = (_patches(chunk) - mean) @ whiten
         distances = torch.cdist(patches, centres.expand(len(chunk), -1, -1))
         activity = (distances.mean(2, keepdim=True) - distances).relu()
@@ -160,6 +175,27 @@ def _patches(images: Tensor) -> Tensor:
     patches = nn.functional.unfold(images, 6).transpose(1, 2)
     centred = patches - patches.mean(2, keepdim=True)
     return centred / (centred.var(2, keepdim=True) + 10 / 255**2).sqrt()
+
+
+def control_features(data: Lesions) -> dict[str, list[Features]]:
+    """What a teacher has to beat; three seeds where there is something to draw."""
+    controls = {
+        "raw 16x16 pixels": [raw_pixels(data.pixels)],
+        "untrained network": [
+            cached(f"untrained {seed}", partial(untrained_features, seed, data.pixels))
+            for seed in range(3)
+        ],
+    }
+    # 480 features each, as many as the teacher has.
+    for centres, pools in ((480, 1), (120, 2)):
+        controls[f"k-means patches, {centres} x {pools * pools} areas"] = [
+            cached(
+                f"patches {centres} {pools} {seed}",
+                partial(patch_features, data, seed, centres, pools),
+            )
+            for seed in range(3)
+        ]
+    return controls
 
 
 def probe(data: Lesions, features: Features) -> Probe:
@@ -205,46 +241,36 @@ def compare(data: Lesions, ours: Sequence[Probe], other: Sequence[Probe], split:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+def write_json(path: Path, value: object) -> None:
+    """Write it so that it is there whole or not at all."""
+    with files.replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Print the table, and with --json write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="*", type=Path, help="files that fedkd pretrain wrote")
     parser.add_argument("--test", action="store_true", help="score the test split, too")
     parser.add_argument("--stages", action="store_true", help="also probe the last stage alone")
-    parser.add_argument("--no-controls", action="store_true", help="only the given weights")
+    parser.add_argument("--no-controls", dest="controls", action="store_false")
     parser.add_argument("--json", type=Path, help="write the table here")
+    parser.add_argument("--card", type=Path, help="put the table into this card of a teacher")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     data = read_ham10000()
-    kinds: dict[str, list[Features]] = {}
+    kinds = control_features(data) if given.controls else {}
     if given.weights:
         kinds["teacher"] = [
             cached(
                 f"teacher {hashlib.sha256(path.read_bytes()).hexdigest()}",
-                lambda path=path: network_features(load_pretrained(path)[0], data.pixels),
+                partial(teacher_features, path, data.pixels),
             )
             for path in given.weights
         ]
         if given.stages:
             kinds["teacher, last stage only"] = [x[:, -256:] for x in kinds["teacher"]]
-    if not given.no_controls:
-        kinds["raw 16x16 pixels"] = [raw_pixels(data.pixels)]
-        kinds["untrained network"] = [
-            cached(
-                f"untrained {seed}",
-                lambda seed=seed: network_features(untrained(seed), data.pixels),
-            )
-            for seed in range(3)
-        ]
-        for centres, pools in ((480, 1), (120, 2)):
-            kinds[f"k-means patches, {centres} centres, {pools}x{pools} pools"] = [
-                cached(
-                    f"patches {centres} {pools} {seed}",
-                    lambda c=centres, p=pools, s=seed: patch_features(data, s, c, p),
-                )
-                for seed in range(3)
-            ]
     probes = {}
     for name, matrices in kinds.items():
         note(f"fitting the probes of {name}")
@@ -258,7 +284,16 @@ def main() -> None:
             table.append(line)
     print(pd.DataFrame(table).drop(columns="strengths").to_string(index=False))
     if given.json:
-        given.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        write_json(given.json, table)
+    if given.card:
+        card = json.loads(given.card.read_text(encoding="utf-8"))
+        card["probe"] = {
+            "command": "python benchmarks/teacher_probe.py " + " ".join(sys.argv[1:]),
+            "data": "HAM10000 at 64 px, split by lesion: 7004 train, 1003 val, 2008 test",
+            "differences": "balanced accuracy in points, mean over seeds, 95 % lesion bootstrap",
+            "table": table,
+        }
+        write_json(given.card, card)
 
 
 if __name__ == "__main__":

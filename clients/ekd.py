@@ -1,13 +1,13 @@
 """Effective Knowledge Distillation (EKD): the student learns labels and the teacher's features."""
 
 import torch
-from fedkd.teachers.frozen import Teacher
 from torch import Tensor
 
 from clients.objective import Stateless
 from fedkd.losses.distillation import feature_distillation
 from fedkd.losses.factory import LOSSES, LossName
 from fedkd.models.student import Student
+from fedkd.teachers.frozen import Teacher
 from fedkd.training import Losses
 
 

@@ -9,7 +9,6 @@ from fedkd.data.loading import Loader
 from fedkd.models.student import Student
 from fedkd.training import Losses
 
-
 OnStep = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 

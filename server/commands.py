@@ -6,10 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedkd.teachers.pretrain import PretrainConfig
-from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import Progress
 
 from clients.factory import OBJECTIVES
@@ -21,6 +18,8 @@ from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
 from fedkd.partition import PARTITIONS
 from fedkd.recipe import Recipe
+from fedkd.teachers.pretrain import PretrainConfig
+from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from fedkd.teachers.zoo import TEACHERS
 from server.plots import plot_partition
 from server.progress import TerminalProgress
@@ -128,6 +127,11 @@ def _stderr() -> Console:
 
 
 def _log_to_terminal() -> None:
-    """Log lines on stderr, without disturbing a progress bar."""
-    handler = RichHandler(console=_stderr(), show_time=False, show_level=False, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()], force=True)
+
+
+class _Stderr(logging.Handler):
+    """Prints log lines on what stderr is at that moment: a progress bar may have replaced it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)

@@ -135,7 +135,7 @@ def student_arrays(arrays: Mapping[str, Tensor]) -> Arrays:
 
 
 def _pooled(reports: list[Mapping[str, Any]]) -> Row:
-    """Loss terms over all images of all clients; what is a client's own as the mean over clients."""
+    """Loss terms over all images of all clients; a client's own values as means over clients."""
     num_seen = sum(metrics[wire.NUM_SEEN] for metrics in reports)
     sums: dict[str, float] = {}
     for metrics in reports:

@@ -197,8 +197,8 @@ class SeededStrategy(Strategy):
             if not np.isfinite(values).all():
                 bad = int((~np.isfinite(values)).sum())
                 raise UpdateRefused(
-                    f"client {number} sent {bad} values of {name} that are not finite; its training "
-                    "diverged: lower training.learning_rate or set training.clip_norm"
+                    f"client {number} sent {bad} values of {name} that are not finite; its "
+                    "training diverged: lower training.learning_rate or set training.clip_norm"
                 )
             checked[name] = _Held(values)
         return checked
@@ -232,7 +232,7 @@ class SeededStrategy(Strategy):
 
 
 class _Held(Array):
-    """An array that was read already: Flower's arithmetic asks for it again, and gets it as it is."""
+    """An array that was read already: Flower asks for it again, and gets it as it is."""
 
     def __init__(self, values: npt.NDArray[Any]) -> None:
         super().__init__(

@@ -1,5 +1,6 @@
 """Fixtures for tests that need a federation: tiny hospitals, a tiny teacher, a tiny recipe."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
 from fedkd.recipe import Recipe
+from server import simulate
 
 CLASSES = ("a", "b", "c", "d")
 SITES = ("north", "south", "west")
@@ -35,7 +37,7 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe():
     """A function that gives the tiny recipe with some values or sections changed."""
 
@@ -97,8 +99,8 @@ class TinyTeacher(nn.Module):
         return torch.relu(self.bn2(self.conv2(x))).mean((2, 3))
 
 
-@pytest.fixture
-def teacher():
+@pytest.fixture(scope="session")
+def tiny_teacher():
     """A small network whose BatchNorm statistics are those of smooth grey noise."""
     with seeding.isolated(0, "tiny teacher"):
         network = TinyTeacher()
@@ -109,6 +111,29 @@ def teacher():
             for batch in F.interpolate(coarse, size=16, mode="bilinear").split(32):
                 network(batch)
     return network.eval()
+
+
+@pytest.fixture
+def teacher(tiny_teacher):
+    """A copy of the tiny teacher that a test may spoil."""
+    return copy.deepcopy(tiny_teacher)
+
+
+@pytest.fixture
+def run(make_recipe, hospitals, teacher):
+    """A function that simulates the tiny recipe with changes on the tiny hospitals."""
+
+    def simulated(centralized=False, output=None, observers=(), **changes):
+        return simulate(
+            make_recipe(**changes),
+            **hospitals,
+            teacher=teacher,
+            centralized=centralized,
+            output=output,
+            observers=observers,
+        )
+
+    return simulated
 
 
 @pytest.fixture

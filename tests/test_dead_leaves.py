@@ -21,7 +21,8 @@ def radial_spectrum(images):
     return np.bincount(ring, power.ravel()) / np.bincount(ring)
 
 
-def slope(images, rings=np.arange(2, 31)):
+def slope(images):
+    rings = np.arange(2, 31)
     return np.polyfit(np.log(rings), np.log(radial_spectrum(images)[rings]), 1)[0]
 
 

@@ -274,7 +274,8 @@ def test_kl_is_a_mean_over_layers_and_l2_a_sum():
 
 def test_kl_does_not_depend_on_the_scale_of_the_features():
     network, x = resnet(), images(seed=1) * 2
-    seen, reference = observe(network, x), moments.running_moments(network)
+    with torch.no_grad():
+        seen, reference = observe(network, x), moments.running_moments(network)
 
     def scaled(given, factor):
         return {name: Moments(m * factor, v * factor**2) for name, (m, v) in given.items()}

@@ -1,12 +1,11 @@
 """Exploration: training the prompt generator (FPG) towards what a frozen teacher knows.
 
-Target images, seen through prompts, are to have the feature moments of the teacher's own data
-(prior), be recognised by its pre-training head (confidence), stay in range and differ from prompt
-to prompt. With gamma > 0 prompts also seek what the student does not match yet (AKD).
+Prompted images are to have the feature moments of the teacher's own data (prior), be recognised
+by its head (confidence), stay in range and differ from prompt to prompt. With gamma > 0 they also
+seek what the student does not match yet (AKD).
 
-Source: Elbatel et al., "FoPro-KD: Fourier Prompted Effective Knowledge Distillation for Long-Tailed
-Medical Image Recognition", IEEE TMI 2024 (arXiv 2305.17421). Differs: the authors' terms and
-weights are not public; those here are our choice, measured on a prototype.
+Source: Elbatel et al., FoPro-KD (see ``prompts``). Differs: the authors' terms and weights are not
+public; those here are our choice, measured on a prototype.
 """
 
 import math
@@ -78,7 +77,7 @@ def explore_loss(
 
     explore_loss = prior_weight prior + confidence_weight confidence + diversity_weight diversity
     + out_of_range_weight out_of_range - gamma disagreement, the last being the mean of
-    2 - 2 cos(projection of the un-prompted image, teacher features of the prompted one).
+    2 - 2 cos(student's projection of the un-prompted image, teacher's features of the prompted).
 
     Args:
         teacher: Frozen, with reference moments.
@@ -88,8 +87,7 @@ def explore_loss(
         latents: What they were made of, float (num, latent_dim).
         config: Weights.
         gamma: AKD weight that is in effect; 0 is FPG alone.
-        projection: The student's projections of the un-prompted images, float (batch, D), a
-            constant; needed when ``gamma`` > 0.
+        projection: Constant float (batch, D), needed when ``gamma`` > 0.
 
     Raises:
         ValueError: If ``gamma`` > 0 and there is no projection.
@@ -130,6 +128,9 @@ class Explorer:
         prompts: How prompts are applied. Exploration draws one for each image whatever
             ``prompts.per`` says, and never fewer than two, as diversity compares them.
         mean_amplitude: Of the client's training images; needed for the form ``"mix"``.
+
+    Raises:
+        TeacherError: If the teacher has no reference moments.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class Explorer:
         self.num_halvings = 0
         self.running_prior = 0.0
         self.running_clean_prior = 0.0
+        self._reference = teacher.reference
         self._adam = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
 
     @property
@@ -169,8 +171,8 @@ class Explorer:
         Args:
             pixels: Target images, float (batch, channels, height, width) in [0, 1].
             rng: CPU generator of latents and strengths.
-            project: Gives the student's projections (batch, D) of un-prompted images, the student
-                in eval mode; called without gradients, and only when ``effective_gamma`` > 0.
+            project: Gives the student's projections (batch, D) of images, in eval mode; called
+                on ``pixels``, without gradients, and only when ``effective_gamma`` > 0.
 
         Returns:
             The terms of :func:`explore_loss` before the update, ``disagreement`` being 0 where it
@@ -183,7 +185,7 @@ class Explorer:
         gamma, config = self.effective_gamma, self.config
         with torch.no_grad():
             clean = self.teacher.observe(pixels)
-            clean_prior = moment_divergence(clean.moments, self.teacher.reference, config.prior)
+            clean_prior = moment_divergence(clean.moments, self._reference, config.prior)
             projection = project(pixels) if gamma > 0 and project is not None else None
         latents, strengths = draw_latents(
             max(len(pixels), 2),
@@ -275,8 +277,7 @@ def held_out_prior(
     Args:
         teacher: Frozen, with reference moments.
         generator: The prompts, one drawn for each image, at strength 1.
-        pixels: One batch, float (batch, channels, height, width) in [0, 1]; moments are of the
-            whole batch, so that only values of equally many images can be compared.
+        pixels: One batch, float in [0, 1]; only values of equally many images can be compared.
         rng: CPU generator of the latents.
         prompts: How prompts are applied.
         mean_amplitude: Of the client's training images; needed for the form ``"mix"``.

@@ -206,6 +206,17 @@ def load_pretrained(path: Path) -> tuple[SmallResNet, Projector, dict[str, str]]
     return backbone.eval(), projector.eval(), metadata
 
 
+def _file_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file with sorted metadata; safetensors' own order changes from call to call."""
+    content = save(tensors, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
 def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     halves = {
@@ -232,7 +243,7 @@ def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, fo
     }
     path = folder / f"{config.name}.safetensors"
     with files.replacing(path) as part:
-        part.write_bytes(save(tensors, metadata))
+        part.write_bytes(_file_bytes(tensors, metadata))
     card = {
         "name": config.name,
         "architecture": "resnet10",

@@ -9,9 +9,6 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.pretrain import load_pretrained
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -20,6 +17,9 @@ from fedkd.config import Section
 from fedkd.errors import TeacherError
 from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
 from fedkd.models.states import mismatches
+from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.pretrain import load_pretrained
 
 logger = logging.getLogger(__name__)
 

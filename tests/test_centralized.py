@@ -1,0 +1,70 @@
+"""One client is centralized training, to the bit, whatever the method and its options."""
+
+import pytest
+
+from server import simulate
+
+AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
+
+VARIANTS = {
+    "gamma is above 0": {"explore": AKD},
+    "gamma is above 0 and the prompts are shared": {
+        "objective": {"name": "fopro", "share_prompts": True},
+        "explore": AKD,
+    },
+    "prompts mix amplitudes": {"prompts": {"form": "mix"}},
+    "one prompt serves a batch": {"prompts": {"per": "batch"}},
+    "prompts keep brightness": {"prompts": {"keep_dc": True}},
+    "in float64": {"training": {"dtype": "float64", "optimizer": "adamw"}},
+    "last batches are dropped": {"training": {"drop_last": True, "local_epochs": 2}},
+    "there is no momentum": {"training": {"optimizer": "sgd", "momentum": 0.0}},
+    "weights decay and gradients are clipped": {
+        "training": {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.5}
+    },
+}
+
+NOTHING_ALONE = {
+    "the prompts are shared": {"objective": {"share_prompts": True}},
+    "students are weighed by mas": {"strategy": {"name": "mas"}},
+    "a fraction of the clients is sampled": {"strategy": {"fraction_train": 0.1}},
+}
+
+
+def sha(run):
+    return run.summary["student_sha256"]
+
+
+@pytest.fixture(scope="module")
+def plain(make_recipe, hospitals, tiny_teacher):
+    """Hash of three centralized rounds of the tiny recipe as it is."""
+    return sha(
+        simulate(make_recipe(num_rounds=3), **hospitals, teacher=tiny_teacher, centralized=True)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("objective", ["supervised", "ekd", "fopro"])
+def test_one_client_equals_centralized_training_to_the_bit(run, objective, optimizer):
+    config = {"objective": {"name": objective}, "training": {"optimizer": optimizer}}
+    federated = run(num_rounds=3, num_clients=1, **config)
+    centralized = run(num_rounds=3, centralized=True, **config)
+    assert sha(federated) == sha(centralized)
+    assert federated.summary["test"] == centralized.summary["test"]
+    assert federated.summary["best_student_sha256"] == centralized.summary["best_student_sha256"]
+
+
+@pytest.mark.parametrize("what", list(VARIANTS))
+def test_one_client_equals_centralized_training_also_when(run, plain, what):
+    federated = run(num_rounds=3, num_clients=1, **VARIANTS[what])
+    assert sha(federated) == sha(run(num_rounds=3, centralized=True, **VARIANTS[what]))
+    assert sha(federated) != plain
+
+
+@pytest.mark.parametrize("what", list(NOTHING_ALONE))
+def test_what_concerns_several_clients_changes_no_bit_of_a_single_one(run, plain, what):
+    assert sha(run(num_rounds=3, num_clients=1, **NOTHING_ALONE[what])) == plain
+
+
+def test_one_client_has_all_images_of_all_hospitals(run, hospitals):
+    rounds = run(num_rounds=1, num_clients=1).rounds
+    assert rounds["num_seen"].tolist() == [sum(len(site) for site in hospitals["sites"])]
