@@ -12,6 +12,7 @@ from torch import nn
 
 from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
+from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
 from server import simulate
 
@@ -117,6 +118,21 @@ def tiny_teacher():
 def teacher(tiny_teacher):
     """A copy of the tiny teacher that a test may spoil."""
     return copy.deepcopy(tiny_teacher)
+
+
+@pytest.fixture
+def opened(make_recipe, hospitals, tiny_teacher):
+    """A function that opens the tiny experiment."""
+
+    def make(data=None, teacher=tiny_teacher, initial_student=None, **changes):
+        return open_experiment(
+            make_recipe(**changes),
+            **{**hospitals, **(data or {})},
+            teacher=teacher,
+            initial_student=initial_student,
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -175,11 +175,15 @@ def test_prompts_do_not_collapse_to_one_direction(explored):
     assert effective_rank(gains) > 3
 
 
-def test_prompts_stay_nearly_in_range(explored):
-    explorer, images = explored[0], target(128, seed=9)
-    gains, _ = full_prompts(explorer.generator, images)
-    seen = prompt(images, gains, torch.ones(128), form="gain", keep_dc=False)
-    assert seen.out_of_range < 0.02
+def test_the_penalty_keeps_prompted_images_in_range(teacher):
+    images, out_of_range = target(128, seed=9), {}
+    for weight in (0.0, 10.0):
+        explorer = make_explorer(teacher, out_of_range_weight=weight)
+        run(explorer, target(256, seed=2), 0, 20)
+        gains, _ = full_prompts(explorer.generator, images)
+        seen = prompt(images, gains, torch.ones(128), form="gain", keep_dc=False)
+        out_of_range[weight] = float(seen.out_of_range)
+    assert out_of_range[10.0] < 0.5 * out_of_range[0.0]
 
 
 def test_more_gamma_means_more_disagreement(teacher, student, explored):
@@ -232,6 +236,7 @@ def test_a_run_continued_from_its_state_is_bit_identical(teacher, student):
     seen = run(part, images, 0, 3, student)
     state = part.state()
     kept = {name: value.clone() for name, value in state.items()}
+    run(part, images, 8, 9, student)  # does not reach into the state that it gave
     resumed = make_explorer(teacher, **settings)
     run(resumed, images, 7, 8, student)  # whatever it had done is forgotten
     resumed.load_state(state)

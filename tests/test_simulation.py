@@ -5,13 +5,14 @@ import copy
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from clients.node import Node
 from fedkd.data.images import LabelledImages
 from fedkd.errors import ConfigError
 from fedkd.models import states
-from server import simulate
+from server import simulate, simulation
 
 AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
 
@@ -76,8 +77,6 @@ def test_the_given_teacher_and_initial_student_are_left_as_they_were(
 
 @pytest.mark.parametrize("objective", ["ekd", "fopro"])
 def test_the_teacher_of_a_run_keeps_every_bit(run, monkeypatch, objective):
-    from server import simulation
-
     opened = []
 
     def open_and_keep(*args, **kwargs):
@@ -217,8 +216,6 @@ def test_generators_of_clients_differ_unless_shared_and_travel_only_then(
             torch.testing.assert_close(tensor, mean)
             assert all(torch.equal(received[2, client][name], tensor) for client in range(3))
         assert len(received[2, 0]) == len(kept[1, 0]) > 0
-    from safetensors import safe_open
-
     with safe_open(result.path / "student.safetensors", "pt") as file:
         assert not any(name.startswith("prompts/") for name in file.keys())  # noqa: SIM118
 

@@ -171,8 +171,8 @@ class Explorer:
         Args:
             pixels: Target images, float (batch, channels, height, width) in [0, 1].
             rng: CPU generator of latents and strengths.
-            project: Gives the student's projections (batch, D) of images, in eval mode; called
-                on ``pixels``, without gradients, and only when ``effective_gamma`` > 0.
+            project: The student's projections (batch, D) of ``pixels``, in eval mode; called
+                without gradients, and only when ``effective_gamma`` > 0.
 
         Returns:
             The terms of :func:`explore_loss` before the update, ``disagreement`` being 0 where it
@@ -180,7 +180,7 @@ class Explorer:
 
         Raises:
             ValueError: If AKD is in effect and ``project`` is missing.
-            RuntimeError: If a gradient is not finite; the generator is then unchanged.
+            RuntimeError: If a gradient is not finite; nothing is then changed.
         """
         gamma, config = self.effective_gamma, self.config
         with torch.no_grad():
@@ -280,7 +280,7 @@ def held_out_prior(
         pixels: One batch, float in [0, 1]; only values of equally many images can be compared.
         rng: CPU generator of the latents.
         prompts: How prompts are applied.
-        mean_amplitude: Of the client's training images; needed for the form ``"mix"``.
+        mean_amplitude: As :class:`Explorer` has it.
     """
     latents, _ = draw_latents(
         len(pixels), rng, per="image", latent_dim=prompts.latent_dim, max_strength=1.0, like=pixels
@@ -293,8 +293,6 @@ def held_out_prior(
         keep_dc=prompts.keep_dc,
         mean_amplitude=mean_amplitude,
     )
-    clean, full = (
-        moment_divergence(teacher.observe(images).moments, teacher.reference).item()
-        for images in (pixels, prompted.pixels)
-    )
+    seen = [teacher.observe(images).moments for images in (pixels, prompted.pixels)]
+    clean, full = (moment_divergence(moments, teacher.reference).item() for moments in seen)
     return clean, full

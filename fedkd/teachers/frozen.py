@@ -118,8 +118,8 @@ class Teacher(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """Features (batch, D) as a constant.
 
-        Not under inference mode, which is a little faster: autograd cannot save its tensors, and
-        the distillation loss saves its target for the backward pass.
+        Not under inference mode, which is a little faster: autograd refuses to save its tensors,
+        and a loss such as ``(projection * target).sum()`` saves its target for the backward pass.
         """
         return self(pixels)  # type: ignore[no-any-return]
 

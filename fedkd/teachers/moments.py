@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 PriorForm = Literal["kl", "l2"]
 
 # Of a layer's mean reference variance, added to every variance: a channel that is dead in the
-# reference or in a small batch then weighs little instead of giving infinity. Our choice.
-RELATIVE_FLOOR = 1e-5
+# reference then weighs little instead of deciding alone. Our choice: ImageNet's MobileNetV2 has
+# such channels; its divergence on natural images is 0.36 nats with 1e-5 and 0.01 with 1e-3.
+RELATIVE_FLOOR = 1e-3
 
 _NORMALISATIONS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -196,7 +197,8 @@ def moment_divergence(
 
     ``"kl"``: KL(N(m, v) || N(m0, v0)) = 0.5 [log(v0/v) + (v + (m - m0)^2)/v0 - 1] in nats, mean
     over the channels of a layer, then mean over layers, so that a wide layer counts no more than
-    a narrow one. Free of the features' scale. ``"l2"``: ||m - m0|| + ||v - v0||, summed over
+    a narrow one; every variance has 0.1 % of the layer's mean v0 added, for channels that are dead
+    in the reference. Free of the features' scale. ``"l2"``: ||m - m0|| + ||v - v0||, summed over
     layers, which wide layers and large features dominate. Both are 0 only for equal moments.
 
     Source: l2 is the feature regulariser of Yin et al., "Dreaming to Distill: Data-free Knowledge

@@ -15,7 +15,7 @@ from fedkd.seeding import rng as derived_rng
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse regularisations that the probe tries; standardised features of some hundred dimensions
 have their best value inside (our choice)."""
 

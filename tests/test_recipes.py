@@ -1,0 +1,90 @@
+"""The recipes in configs/: each loads, and holds only what differs from the defaults."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedkd import config
+from fedkd.data.catalog import DATASETS
+from fedkd.data.folder import FolderConfig
+from fedkd.data.lesions import LesionsConfig
+from fedkd.recipe import Recipe
+from fedkd.teachers.pretrain import PretrainConfig
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.toml"))
+DATA = {"lesions": LesionsConfig, "folder": FolderConfig}
+NEEDLESS = {
+    name: pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"{key} is the default")
+    for name, key in (("ham10000_sites.toml", "explore.steps_per_round"),
+                      ("pretrain_default.toml", "seed"))
+}  # fmt: skip
+
+
+def model_of(path):
+    return PretrainConfig if path.name.startswith("pretrain_") else Recipe
+
+
+def section_of(model, key, value):
+    """The model of a table; the data set's depends on its name."""
+    if model is Recipe and key == "data":
+        return DATA[value.get("name", "lesions")]
+    return model.model_fields[key].annotation
+
+
+def needless(model, values, path=""):
+    """Dotted keys whose value is the model's default; the name of a section may stand there."""
+    found = []
+    for key, value in values.items():
+        where = f"{path}{key}"
+        if isinstance(value, dict):
+            found += needless(section_of(model, key, value), value, f"{where}.")
+        elif not (path and key == "name"):
+            default = model.model_fields[key].default
+            if isinstance(default, tuple):
+                default = list(default)
+            if value == default:
+                found.append(where)
+    return found
+
+
+def test_there_are_recipes_to_check():
+    assert {"quickstart.toml", "ham10000_sites.toml"} <= {path.name for path in FILES}
+    assert set(DATA) == set(DATASETS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_recipe_loads(path):
+    assert config.load(model_of(path), path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=NEEDLESS[path.name]) if path.name in NEEDLESS else path
+        for path in FILES
+    ],
+    ids=lambda path: path.name,
+)
+def test_every_recipe_says_only_what_differs_from_the_defaults(path):
+    values = tomllib.loads(path.read_text())
+    values.pop("extends", None)
+    assert needless(model_of(path), values) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_recipe_begins_with_a_comment_on_what_it_is_for(path):
+    assert path.read_text().startswith("# ")
+
+
+def test_a_needless_key_is_found():
+    values = {"num_rounds": 10, "data": {"name": "lesions", "size": 64, "seed": 1},
+              "student": {"name": "resnet8", "init": "random"}}  # fmt: skip
+    assert needless(Recipe, values) == ["num_rounds", "data.size", "student.init"]
+
+
+def test_recipes_have_names_of_their_own():
+    recipes = [path for path in FILES if model_of(path) is Recipe]
+    names = [config.load(Recipe, path).name for path in recipes]
+    assert names == [path.stem for path in recipes]

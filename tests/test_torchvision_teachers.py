@@ -1,0 +1,216 @@
+"""Teachers from torchvision, and every way in which a checkpoint is refused."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from fedkd import config, seeding
+from fedkd.errors import ConfigError, TeacherError
+from fedkd.recipe import Recipe
+from fedkd.teachers import zoo
+from fedkd.teachers.zoo import TeacherConfig, open_teacher
+
+SMALL = "shufflenet_v2_x0_5"
+
+
+def pixels(size=32, num=4):
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small torchvision classifier with random weights."""
+    with seeding.isolated(0, "zoo"):
+        return torchvision.models.get_model(SMALL, weights=None).eval()
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path):
+    """Its weights in a file."""
+    path = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def from_torchvision(path, **values):
+    values = {"name": "torchvision", "architecture": SMALL, "checkpoint": str(path), **values}
+    return TeacherConfig(**values)
+
+
+def refusal(settings, error=TeacherError):
+    with pytest.raises(error) as caught:
+        open_teacher(settings)
+    return str(caught.value)
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_torchvision_teacher_gives_the_features_and_logits_of_its_network(network, checkpoint):
+    teacher = open_teacher(from_torchvision(checkpoint, sha256=digest(checkpoint)))
+    x = pixels()
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    seen = teacher.observe(x)
+    assert seen.features.shape == (4, teacher.num_features)
+    with torch.no_grad():
+        torch.testing.assert_close(seen.head_output, network((x - mean) / std))
+    assert teacher.head_kind == "supervised"
+    assert teacher.name == SMALL
+
+
+def test_mean_std_and_input_size_belong_to_the_teacher(checkpoint):
+    first = open_teacher(from_torchvision(checkpoint))
+    second = open_teacher(
+        from_torchvision(checkpoint, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), input_size=64)
+    )
+    assert torch.equal(second.prepare(pixels(64)), pixels(64))
+    assert second.prepare(pixels(32)).shape == (4, 3, 64, 64)
+    assert not torch.equal(first.prepare(pixels(64)), pixels(64))
+
+
+def test_variables_in_the_path_are_filled_in(checkpoint, monkeypatch):
+    monkeypatch.setenv("FEDKD_HERE", str(checkpoint.parent))
+    assert open_teacher(from_torchvision("${FEDKD_HERE}/weights.pth")).name == SMALL
+
+
+def test_an_unset_variable_is_named(monkeypatch):
+    monkeypatch.delenv("FEDKD_HERE", raising=False)
+    text = refusal(from_torchvision("${FEDKD_HERE}/weights.pth"), ConfigError)
+    assert text.startswith("teacher.checkpoint is '${FEDKD_HERE}/weights.pth' but the environment")
+    assert "FEDKD_HERE is not set" in text
+
+
+@pytest.mark.parametrize("name", ["torchvision", "pretrained"])
+def test_a_missing_checkpoint_is_named(tmp_path, name):
+    path = tmp_path / "absent.pth"
+    text = refusal(from_torchvision(path, name=name))
+    assert text == (
+        f"teacher.checkpoint is {path}, but there is no such file; put it there or change the key"
+    )
+
+
+def test_a_folder_as_checkpoint_is_refused(tmp_path):
+    assert "there is no such file" in refusal(from_torchvision(tmp_path))
+
+
+def test_a_wrong_hash_shows_both(checkpoint):
+    text = refusal(from_torchvision(checkpoint, sha256="00" * 32))
+    assert text.startswith(
+        f"{checkpoint} has sha256 {digest(checkpoint)}, expected {'00' * 32}; the file is damaged"
+    )
+
+
+def test_the_hash_is_checked_before_the_file_is_read(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"rubbish")
+    assert "has sha256" in refusal(from_torchvision(path, sha256="00" * 32))
+
+
+def test_keys_and_shapes_that_do_not_fit_are_listed(network, checkpoint):
+    state = network.state_dict()
+    del state["fc.bias"]
+    state["head.bias"] = torch.zeros(3)
+    state["fc.weight"] = torch.zeros(2, 2)
+    torch.save(state, checkpoint)
+    text = refusal(from_torchvision(checkpoint))
+    assert text.startswith(f"{checkpoint} does not fit ShuffleNetV2: 3 problem(s): missing fc.bias")
+    assert "unexpected head.bias" in text
+    assert "fc.weight has shape (2, 2), expected (1000, 1024)" in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[torch.zeros(1)], torch.zeros(1), {"state_dict": {"a": torch.zeros(1)}, "epoch": 3}],
+    ids=["a list", "a tensor", "a training checkpoint"],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, value):
+    path = tmp_path / "weights.pth"
+    torch.save(value, path)
+    text = refusal(from_torchvision(path))
+    assert text == f"{path} holds no state dict of tensors; save model.state_dict() instead"
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_executable_pickle_content_is_refused_and_not_run(tmp_path, how):
+    payload, path = Payload(), tmp_path / "weights.pth"
+    payload.path = tmp_path / "executed"
+    if how == "torch":
+        torch.save({"a": payload}, path)
+    else:
+        path.write_bytes(pickle.dumps(payload, protocol=2))
+    text = refusal(from_torchvision(path))
+    assert text.startswith(f"cannot read the checkpoint {path}")
+    assert "files with executable pickle content are refused" in text
+    assert not payload.path.exists()
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert "cannot read the checkpoint" in refusal(from_torchvision(checkpoint))
+
+
+@pytest.mark.parametrize("architecture", ["resnet-50", "fasterrcnn_resnet50_fpn", "raft_large"])
+def test_an_unknown_architecture_is_refused(checkpoint, architecture):
+    text = refusal(from_torchvision(checkpoint, architecture=architecture))
+    assert text.startswith(f"teacher.architecture is '{architecture}'; it must be one of")
+    assert "resnet50" in text
+
+
+OTHER_HEADS = {
+    "mobilenet_v3_small": "two linear layers",
+    "squeezenet1_1": "a convolution",
+    "alexnet": "three linear layers",
+    "convnext_tiny": "a norm and a flatten before the linear layer",
+    "vit_b_16": "`heads`",
+    "swin_t": "`head`",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="headless() knows `fc` and a last linear layer only")
+@pytest.mark.parametrize("architecture", list(OTHER_HEADS))
+def test_every_architecture_gives_its_features_or_a_teacher_error(monkeypatch, architecture):
+    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
+    monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
+    monkeypatch.setattr(zoo, "check_file", lambda *_: None)
+    settings = from_torchvision("weights.pth", architecture=architecture, input_size=224)
+    try:
+        teacher = open_teacher(settings)
+    except TeacherError:
+        return
+    assert teacher.observe(pixels(num=2)).features.shape == (2, teacher.num_features)
+
+
+@pytest.mark.parametrize("architecture", ["mobilenet_v2", "resnet18", "densenet121", "mnasnet0_5"])
+def test_heads_of_one_linear_layer_are_taken_off(monkeypatch, architecture):
+    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
+    monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
+    monkeypatch.setattr(zoo, "check_file", lambda *_: None)
+    teacher = open_teacher(from_torchvision("weights.pth", architecture=architecture))
+    seen = teacher.observe(pixels(64, 2))
+    assert seen.features.shape == (2, teacher.num_features)
+    assert seen.head_output.shape == (2, 1000)
+
+
+@pytest.mark.realdata
+def test_the_real_mobilenet_opens_from_the_ham10000_recipe(realdata, monkeypatch):
+    monkeypatch.setenv("FEDKD_DATA", str(realdata))
+    path = Path(__file__).parents[1] / "configs" / "ham10000_sites.toml"
+    settings = config.load(Recipe, path).teacher
+    teacher = open_teacher(settings)
+    assert teacher.features(pixels(64, 2)).shape == (2, 1280)
+    assert teacher.name == settings.architecture

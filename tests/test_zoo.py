@@ -1,0 +1,167 @@
+"""Teachers by name: the shipped default, pretrained files, their config and reference moments."""
+
+import hashlib
+import json
+from typing import get_args
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fedkd import config, seeding
+from fedkd.errors import ConfigError, TeacherError
+from fedkd.models import states
+from fedkd.teachers import zoo
+from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.zoo import TEACHERS, TeacherConfig, measure_reference, open_teacher
+
+DEFAULT = zoo.WEIGHTS / "default.safetensors"
+
+
+def pixels(size=32, num=4):
+    return torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def refusal(settings, error=TeacherError):
+    with pytest.raises(error) as caught:
+        open_teacher(settings)
+    return str(caught.value)
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# The default
+
+
+def test_the_default_teacher_is_frozen_and_needs_no_setting():
+    teacher = open_teacher(TeacherConfig())
+    assert isinstance(teacher, Teacher)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+    features = teacher.features(pixels())
+    assert features.shape == (4, teacher.num_features)
+    assert features.isfinite().all()
+
+
+def test_the_default_teacher_has_a_contrastive_head_and_true_batchnorm_statistics():
+    teacher = open_teacher(TeacherConfig())
+    assert teacher.head_kind == "contrastive"
+    assert teacher.has_reference
+    seen = teacher.observe(pixels())
+    assert set(seen.moments) == set(teacher.reference)
+    last = teacher.head(seen.features[:, -256:])
+    assert torch.equal(seen.head_output, last), "the head takes the last stage"
+
+
+def test_the_shipped_weights_are_small_and_their_card_names_their_hash():
+    card = json.loads((zoo.WEIGHTS / "default.json").read_text())
+    assert card["sha256"] == digest(DEFAULT)
+    assert DEFAULT.stat().st_size <= 4 * 2**20
+    assert card["num_features"] == open_teacher(TeacherConfig()).num_features
+
+
+def test_damaged_shipped_weights_are_refused(tmp_path, monkeypatch):
+    content = bytearray(DEFAULT.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "default.safetensors").write_bytes(content)
+    (tmp_path / "default.json").write_text((zoo.WEIGHTS / "default.json").read_text())
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    assert "the file is damaged or another one" in refusal(TeacherConfig())
+
+
+# Files that `fedkd pretrain` wrote
+
+
+def pretrained(path, **values):
+    return TeacherConfig(name="pretrained", checkpoint=str(path), **values)
+
+
+def test_a_pretrained_file_gives_the_same_teacher(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(DEFAULT.read_bytes())
+    teacher = open_teacher(pretrained(path, sha256=digest(path).upper(), input_size=24))
+    default = open_teacher(TeacherConfig(input_size=24))
+    assert states.sha256(teacher.state_dict()) == states.sha256(default.state_dict())
+    assert torch.equal(teacher.features(pixels()), default.features(pixels()))
+    plain = open_teacher(TeacherConfig())
+    assert not torch.equal(teacher.features(pixels()), plain.features(pixels())), "input_size"
+
+
+def test_a_safetensors_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    assert "is not a teacher that `fedkd pretrain` wrote (format None" in refusal(pretrained(path))
+
+
+def test_a_pretrained_file_without_a_tensor_is_refused_by_its_name(tmp_path):
+    with safe_open(DEFAULT, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(DEFAULT)
+    del tensors["backbone.conv1.weight"]
+    path = tmp_path / "part.safetensors"
+    save_file(tensors, path, metadata)
+    text = refusal(pretrained(path))
+    assert "does not fit resnet10: backbone. 1 problem(s): missing conv1.weight" in text
+
+
+def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    assert f"cannot read the teacher {path}" in refusal(pretrained(path))
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"name": "torchvision"}, "teacher.architecture must name a torchvision model"),
+        (
+            {"name": "torchvision", "architecture": "resnet18"},
+            "teacher.checkpoint must name a file when teacher.name is torchvision",
+        ),
+        (
+            {"name": "pretrained"},
+            "teacher.checkpoint must name a file when teacher.name is pretrained",
+        ),
+        ({"std": (0.1, 0.0, 0.1)}, r"teacher.std is \(0.1, 0.0, 0.1\); every value must be > 0"),
+        ({"reference_images": 31}, "reference_images is 31 in .* greater than or equal to 32"),
+        ({"name": "dino"}, "name is 'dino' in .*; it must be 'default', 'pretrained' or 'torch"),
+    ],
+)
+def test_incomplete_settings_are_refused(values, text):
+    with pytest.raises(ConfigError, match=text):
+        config.build(TeacherConfig, values)
+
+
+def test_the_catalog_lists_what_the_config_takes():
+    assert set(TEACHERS) == set(get_args(TeacherConfig.model_fields["name"].annotation))
+
+
+# Reference moments
+
+
+def test_moments_are_measured_only_where_batchnorm_has_none(monkeypatch):
+    drawn = []
+    draw = zoo.dead_leaves
+    monkeypatch.setattr(zoo, "dead_leaves", lambda *a, **k: drawn.append(a) or draw(*a, **k))
+    default = open_teacher(TeacherConfig())
+    measure_reference(default, TeacherConfig(), 16)
+    assert drawn == []
+    with seeding.isolated(0, "zoo"):
+        backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    bare = Teacher("bare", backbone, num_features=4, mean=None, std=None, input_size=None,
+                   head=None, head_kind="none")  # fmt: skip
+    assert not bare.has_reference
+    measure_reference(bare, TeacherConfig(reference_images=40), 20)
+    assert drawn == [(40, 20)]
+    assert bare.has_reference
+    first = {name: moments.mean.clone() for name, moments in bare.reference.items()}
+    measure_reference(bare, TeacherConfig(), 20)
+    assert len(drawn) == 1, "measured once"
+    assert all(torch.equal(first[name], bare.reference[name].mean) for name in first)
