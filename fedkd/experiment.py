@@ -152,6 +152,8 @@ def _device(name: str) -> torch.device:
         raise ConfigError(
             f"engine.device is {name!r}; it must be auto, cpu, cuda or cuda:<number>"
         ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"engine.device is {name!r}; it must be auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"engine.device is {name!r} but torch sees no GPU; use cpu or auto")
     return device
@@ -185,6 +187,11 @@ def _gather(
                 f"{name} has classes {images.class_names} and images {images.images.shape[1:]}; "
                 f"site 0 has {first.class_names} and {first.images.shape[1:]}: they must agree"
             )
+        if images.images.dtype != first.images.dtype:
+            raise DataError(
+                f"{name} has {images.images.dtype} images and site 0 {first.images.dtype}; "
+                "give all as uint8 (0..255), or all as one float type"
+            )
     train = LabelledImages(
         images=np.concatenate([site.images for site in sites]),
         labels=np.concatenate([site.labels for site in sites]),
@@ -201,7 +208,10 @@ def _gather(
 
 
 def _site_name(site: LabelledImages, number: int) -> str:
-    return site.site_names[0] if site.site_names not in ((), ("all",)) else f"site-{number}"
+    """The hospital's own name, if all its images agree on one."""
+    found = np.unique(site.sites)
+    name = site.site_names[found[0]] if len(found) == 1 else "all"
+    return name if name != "all" else f"site-{number}"
 
 
 def _check_images(splits: Splits, recipe: Recipe) -> None:
@@ -215,6 +225,12 @@ def _check_images(splits: Splits, recipe: Recipe) -> None:
                 "take 3 (repeat a grey channel three times)"
             )
         values = images.images
+        if values.dtype != np.uint8 and not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
+            raise DataError(
+                f"{name} images hold values that are not finite, the first in row {row} (image "
+                f"{images.ids[row]}); remove or repair it"
+            )
         if recipe.objective.name == "fopro" and min(values.shape[2:]) < MIN_SIZE:
             raise DataError(
                 f"{name} images are {values.shape[2]}x{values.shape[3]} px; Fourier prompts need "

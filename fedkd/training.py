@@ -125,10 +125,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, T
     for name, value in state.items():
         number, key = name.split(".")
         parameter = parameters[int(number)]
-        if value.shape == parameter.shape:
-            # Laid out in memory like its parameter, as the optimiser itself would have made it.
-            value = torch.empty_like(parameter).copy_(value)
-        entries.setdefault(int(number), {})[key] = value
+        # A copy, as steps are counted in place; moments are laid out in memory like their
+        # parameter, as the optimiser itself would have made them.
+        same = value.shape == parameter.shape
+        copied = torch.empty_like(parameter).copy_(value) if same else value.clone()
+        entries.setdefault(int(number), {})[key] = copied
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 
 

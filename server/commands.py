@@ -13,6 +13,7 @@ from clients.factory import OBJECTIVES
 from fedkd import config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
+from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
@@ -46,8 +47,7 @@ def partition(options: argparse.Namespace) -> None:
     splits, divided = open_data(recipe)
     table = partition_table(splits.train, divided)
     print_partition(_stdout(), table)
-    folder = Path(options.output or Path(recipe.output) / recipe.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(Path(options.output or Path(recipe.output) / recipe.name))
     counts = divided.counts(splits.train.labels, splits.train.num_classes)
     picture, csv = folder / "partition.png", folder / "partition.csv"
     title = f"{recipe.name}: training images per hospital and class"
@@ -61,7 +61,7 @@ def pretrain(options: argparse.Namespace) -> None:
     """``fedkd pretrain``: a teacher from procedural images."""
     _log_to_terminal()
     settings = config.load(PretrainConfig, options.config, options.overrides)
-    folder = Path(options.output or "teachers")
+    folder = _make_folder(Path(options.output or "teachers"))
     with Progress(console=_stderr()) as bar:
         task = bar.add_task("pre-training")
 
@@ -116,6 +116,16 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
         )
     print_results(_stdout(), result.board)
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
+
+
+def _make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path}: {error}; choose another --output"
+        ) from None
+    return path
 
 
 def _stdout() -> Console:

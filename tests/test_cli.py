@@ -170,9 +170,6 @@ def test_pretraining_with_too_long_a_warm_up_is_one_line_and_code_2(recipe, caps
     assert err.startswith("fedkd: warm_up_steps is 3; it must be below steps = 3")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(FileExistsError, NotADirectoryError), reason="mkdir of --output unguarded"
-)
 @pytest.mark.parametrize("command", ["partition", "pretrain"])
 def test_an_output_that_is_a_file_is_one_line_and_code_2(recipe, capsys, command):
     settings = recipe

@@ -42,11 +42,6 @@ def test_hospitals_without_a_name_get_a_number(opened, hospitals):
     assert opened({"sites": sites}).partition.client_names == ("site-0", "site-1", "site-2")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a client is named after the first of its store's sites",
-)
 def test_hospitals_cut_from_one_store_are_named_after_their_own_site(opened, hospitals):
     store = hospitals["val"]
     sites = [store.subset(np.flatnonzero(store.sites == number)) for number in range(3)]

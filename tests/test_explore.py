@@ -21,8 +21,10 @@ from fedkd.fourier.prompts import (
 )
 from fedkd.losses.distillation import feature_distillation
 from fedkd.models.small_resnet import SmallResNet
+from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher, confidence_loss
 from fedkd.teachers.moments import layer_divergences, moment_divergence
+from fedkd.teachers.zoo import TeacherConfig, open_teacher
 
 SIZE = 32
 TERMS = {
@@ -146,6 +148,16 @@ def test_prior_ranks_natural_below_target_below_flat_images(teacher):
     assert values[0] < 0.01
     assert values[0] < values[1] / 10
     assert values[1] < values[2] / 1.5
+
+
+def test_prior_of_the_shipped_teacher_is_near_zero_on_its_own_kind_of_images_only():
+    # Oracle O8 for the default teacher, at the size it was made to be read at.
+    shipped = open_teacher(TeacherConfig())
+    leaves = torch.from_numpy(dead_leaves(64, 64, seed=77)).float() / 255
+    own = layer_divergences(shipped.observe(leaves).moments, shipped.reference)
+    assert max(own.values()) < 0.05
+    flat = layer_divergences(shipped.observe(leaves * 0 + 0.5).moments, shipped.reference)
+    assert min(flat.values()) > 0.2
 
 
 def test_exploration_lowers_the_prior_of_held_out_images(teacher, explored):

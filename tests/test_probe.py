@@ -59,7 +59,7 @@ def test_strength_is_the_one_best_on_val():
     train, (features, labels) = blobs([15] * 3, 1.5, num_features=40), blobs([90] * 3, 1.5, 1, 40)
     strengths = (1e-4, 1e-2, 10.0)
     single = [linear_probe(*train, features, labels, features, [one]) for one in strengths]
-    reached = [score(one.val, labels).balanced_accuracy for one in single]
+    reached = [score(one.val, labels).macro_auroc for one in single]
     chosen = linear_probe(*train, features, labels, features, strengths)
     assert len(set(reached)) > 1
     assert chosen.strength == strengths[int(np.argmax(reached))]

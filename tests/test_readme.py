@@ -17,7 +17,7 @@ def test_the_example_with_own_arrays_runs():
 
 
 def test_every_command_is_one_of_the_parser():
-    commands = {name for name in re.findall(r"^\| `fedkd (\w+)", README, re.MULTILINE)}
+    commands = set(re.findall(r"^\| `fedkd (\w+)", README, re.MULTILINE))
     (subparsers,) = [a for a in build_parser()._actions if a.choices]
     assert commands == set(subparsers.choices)
 

@@ -15,11 +15,6 @@ from fedkd.teachers.pretrain import PretrainConfig
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
 DATA = {"lesions": LesionsConfig, "folder": FolderConfig}
-NEEDLESS = {
-    name: pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"{key} is the default")
-    for name, key in (("ham10000_sites.toml", "explore.steps_per_round"),
-                      ("pretrain_default.toml", "seed"))
-}  # fmt: skip
 
 
 def model_of(path):
@@ -59,14 +54,7 @@ def test_every_recipe_loads(path):
     assert config.load(model_of(path), path)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=NEEDLESS[path.name]) if path.name in NEEDLESS else path
-        for path in FILES
-    ],
-    ids=lambda path: path.name,
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_recipe_says_only_what_differs_from_the_defaults(path):
     values = tomllib.loads(path.read_text())
     values.pop("extends", None)

@@ -181,7 +181,6 @@ OTHER_HEADS = {
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="headless() knows `fc` and a last linear layer only")
 @pytest.mark.parametrize("architecture", list(OTHER_HEADS))
 def test_every_architecture_gives_its_features_or_a_teacher_error(monkeypatch, architecture):
     monkeypatch.setattr(zoo, "_read_state", lambda path: {})

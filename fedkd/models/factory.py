@@ -40,17 +40,21 @@ class Architecture(NamedTuple):
     description: str
 
 
-def headless(network: nn.Module) -> tuple[nn.Module, int]:
-    """A torchvision classifier without its last linear layer, and its number of features."""
-    for name in ("fc", "classifier"):
+def headless(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """A torchvision classifier with its last linear layer taken out, and that layer."""
+    for name in ("fc", "classifier", "heads", "head"):
         head = getattr(network, name, None)
-        last = head[-1] if isinstance(head, nn.Sequential) else head
-        if isinstance(last, nn.Linear):
+        if isinstance(head, nn.Linear):
             setattr(network, name, nn.Identity())
-            return network, last.in_features
+            return network, head
+        # What stands before the last layer (normalisation, flattening, dropout) stays.
+        if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
+            last = head[-1]
+            head[-1] = nn.Identity()
+            return network, last
     raise StudentError(
-        f"{type(network).__name__} does not end in a linear `fc` or `classifier`; only torchvision "
-        "classification models with such a head can serve as a backbone"
+        f"{type(network).__name__} does not end in one linear layer; only torchvision "
+        "classification models that do can serve as a backbone"
     )
 
 
@@ -63,7 +67,11 @@ def _small(build: Callable[[], SmallResNet]) -> Callable[[], tuple[nn.Module, in
 
 
 def _torchvision(name: str) -> Callable[[], tuple[nn.Module, int]]:
-    return lambda: headless(torchvision.models.get_model(name, weights=None))
+    def builder() -> tuple[nn.Module, int]:
+        backbone, head = headless(torchvision.models.get_model(name, weights=None))
+        return backbone, head.in_features
+
+    return builder
 
 
 STUDENTS: dict[str, Architecture] = {

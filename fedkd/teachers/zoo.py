@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedkd import paths
 from fedkd.config import Section
-from fedkd.errors import TeacherError
+from fedkd.errors import StudentError, TeacherError
 from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
 from fedkd.models.states import mismatches
 from fedkd.teachers.dead_leaves import dead_leaves
@@ -144,16 +144,18 @@ def _open_torchvision(config: TeacherConfig) -> Teacher:
     check_file(path, config.sha256, "teacher.checkpoint")
     network = torchvision.models.get_model(config.architecture, weights=None)
     load_strictly(network, _read_state(path), path)
-    classifier = getattr(network, "fc", None) or network.classifier
-    backbone, num_features = headless(network)
+    try:
+        backbone, head = headless(network)
+    except StudentError as error:
+        raise TeacherError(f"teacher.architecture is {config.architecture!r}: {error}") from None
     return Teacher(
         config.architecture,
         backbone,
-        num_features=num_features,
+        num_features=head.in_features,
         mean=config.mean,
         std=config.std,
         input_size=config.input_size,
-        head=classifier,
+        head=head,
         head_kind="supervised",
     )
 
