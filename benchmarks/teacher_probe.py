@@ -27,7 +27,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from fedkd import files, paths, seeding
-from fedkd.models.small_resnet import SmallResNet, resnet10
+from fedkd.models.small_resnet import resnet10
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.pretrain import (
     PretrainConfig,
@@ -86,6 +86,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def file_sha256(path: Path) -> str:
+    """Of the whole file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def save(path: Path, array: npt.NDArray[np.generic]) -> None:
     """Write an array so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,18 +125,13 @@ def teacher_features(path: Path, pixels: Pixels) -> Features:
 
 
 def untrained_features(seed: int, pixels: Pixels) -> Features:
-    """Features by the same network with its first weights."""
-    return network_features(untrained(seed), pixels)
-
-
-def untrained(seed: int) -> SmallResNet:
-    """The same network with its first weights, and BatchNorm statistics measured as ours are."""
+    """By the same network with its first weights, and BatchNorm statistics measured as ours are."""
     with seeding.isolated(seed, "probe-untrained"):
         backbone, head = resnet10(), Projector(256, 256, 128)
     round_weights(backbone)
     images = torch.from_numpy(dead_leaves(1024, READING_SIZE, seed))
     measure_statistics(backbone, head, images, PretrainConfig(seed=seed, statistics_batches=10))
-    return backbone
+    return network_features(backbone, pixels)
 
 
 def raw_pixels(pixels: Pixels) -> Features:
@@ -241,20 +241,13 @@ def compare(data: Lesions, ours: Sequence[Probe], other: Sequence[Probe], split:
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write it so that it is there whole or not at all."""
-    with files.replacing(path) as part:
-        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
-    """Print the table, and with --json write it."""
+    """Print the table, and with --card put it into the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="*", type=Path, help="files that fedkd pretrain wrote")
     parser.add_argument("--test", action="store_true", help="score the test split, too")
     parser.add_argument("--stages", action="store_true", help="also probe the last stage alone")
     parser.add_argument("--no-controls", dest="controls", action="store_false")
-    parser.add_argument("--json", type=Path, help="write the table here")
     parser.add_argument("--card", type=Path, help="put the table into this card of a teacher")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     given = parser.parse_args()
@@ -264,7 +257,7 @@ def main() -> None:
     if given.weights:
         kinds["teacher"] = [
             cached(
-                f"teacher {hashlib.sha256(path.read_bytes()).hexdigest()}",
+                f"teacher {file_sha256(path)}",
                 partial(teacher_features, path, data.pixels),
             )
             for path in given.weights
@@ -283,17 +276,21 @@ def main() -> None:
                 line["teacher_minus_this"] = compare(data, probes["teacher"], fitted, split)
             table.append(line)
     print(pd.DataFrame(table).drop(columns="strengths").to_string(index=False))
-    if given.json:
-        write_json(given.json, table)
     if given.card:
         card = json.loads(given.card.read_text(encoding="utf-8"))
         card["probe"] = {
-            "command": "python benchmarks/teacher_probe.py " + " ".join(sys.argv[1:]),
+            "command": " ".join(
+                ["python benchmarks/teacher_probe.py", *(path.name for path in given.weights)]
+                + ["--test"] * given.test
+                + ["--stages"] * given.stages
+            ),
+            "weights_sha256": [file_sha256(path) for path in given.weights],
             "data": "HAM10000 at 64 px, split by lesion: 7004 train, 1003 val, 2008 test",
             "differences": "balanced accuracy in points, mean over seeds, 95 % lesion bootstrap",
             "table": table,
         }
-        write_json(given.card, card)
+        with files.replacing(given.card) as part:
+            part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

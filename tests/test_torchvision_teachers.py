@@ -170,39 +170,39 @@ def test_an_unknown_architecture_is_refused(checkpoint, architecture):
     assert "resnet50" in text
 
 
-OTHER_HEADS = {
-    "mobilenet_v3_small": "two linear layers",
-    "squeezenet1_1": "a convolution",
-    "alexnet": "three linear layers",
-    "convnext_tiny": "a norm and a flatten before the linear layer",
-    "vit_b_16": "`heads`",
-    "swin_t": "`head`",
+@pytest.fixture
+def untrained(monkeypatch):
+    """A function that opens an architecture with random weights, without a checkpoint."""
+    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
+    monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
+    monkeypatch.setattr(zoo, "check_file", lambda *_: None)
+    return lambda name, **values: from_torchvision("weights.pth", architecture=name, **values)
+
+
+HEADS = {
+    "mobilenet_v2": "classifier: dropout, linear",
+    "resnet18": "fc: linear",
+    "densenet121": "classifier: linear",
+    "mobilenet_v3_small": "classifier: two linear layers",
+    "alexnet": "classifier: three linear layers",
+    "convnext_tiny": "classifier: norm, flatten, linear",
+    "vit_b_16": "heads: linear",
+    "swin_t": "head: linear",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", list(OTHER_HEADS))
-def test_every_architecture_gives_its_features_or_a_teacher_error(monkeypatch, architecture):
-    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
-    monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
-    monkeypatch.setattr(zoo, "check_file", lambda *_: None)
-    settings = from_torchvision("weights.pth", architecture=architecture, input_size=224)
-    try:
-        teacher = open_teacher(settings)
-    except TeacherError:
-        return
-    assert teacher.observe(pixels(num=2)).features.shape == (2, teacher.num_features)
-
-
-@pytest.mark.parametrize("architecture", ["mobilenet_v2", "resnet18", "densenet121", "mnasnet0_5"])
-def test_heads_of_one_linear_layer_are_taken_off(monkeypatch, architecture):
-    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
-    monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
-    monkeypatch.setattr(zoo, "check_file", lambda *_: None)
-    teacher = open_teacher(from_torchvision("weights.pth", architecture=architecture))
-    seen = teacher.observe(pixels(64, 2))
+@pytest.mark.parametrize("architecture", list(HEADS))
+def test_the_last_linear_layer_is_taken_off_whatever_it_is_called(untrained, architecture):
+    teacher = open_teacher(untrained(architecture, input_size=224))
+    seen = teacher.observe(pixels(num=2))
     assert seen.features.shape == (2, teacher.num_features)
     assert seen.head_output.shape == (2, 1000)
+
+
+def test_an_architecture_without_a_last_linear_layer_is_refused(untrained):
+    text = refusal(untrained("squeezenet1_1"))
+    assert text.startswith("teacher.architecture is 'squeezenet1_1': SqueezeNet does not end in")
 
 
 @pytest.mark.realdata
