@@ -4,6 +4,7 @@ The arithmetic is Flower's own. A strategy here wraps one of Flower's and feeds 
 sorted by partition id, checked, and weighted by a number that stays apart from the metrics.
 """
 
+import io
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
 logger = logging.getLogger(__name__)
 
 WEIGHT = "weight"
+SERIALISATION = "numpy.ndarray"
+"""Flower's name of the one way in which it serialises arrays."""
 Metrics = Mapping[str, Any]
 """A client's metrics by the keys of :mod:`fedkd.wire`."""
 
@@ -188,7 +191,7 @@ class SeededStrategy(Strategy):
             )
         checked = ArrayRecord()
         for name, array in arrays.items():
-            values, expected = array.numpy(), self._received[name]
+            values, expected = _view(array), self._received[name]
             if values.shape != expected.shape or values.dtype != expected.dtype:
                 raise UpdateRefused(
                     f"client {number} sent {name} as {values.dtype} {values.shape}; "
@@ -200,7 +203,7 @@ class SeededStrategy(Strategy):
                     f"client {number} sent {bad} values of {name} that are not finite; its "
                     "training diverged: lower training.learning_rate or set training.clip_norm"
                 )
-            checked[name] = _Held(values)
+            checked[name] = HeldArray(values)
         return checked
 
     def _complete(self, summed: ArrayRecord, updates: Sequence[ArrayRecord]) -> ArrayRecord:
@@ -211,7 +214,7 @@ class SeededStrategy(Strategy):
                 values = np.max([update[name].numpy() for update in updates], axis=0)
             else:
                 values = summed[name].numpy()
-            complete[name] = Array(np.asarray(values, dtype=expected.dtype))
+            complete[name] = HeldArray(np.asarray(values, dtype=expected.dtype))
         return complete
 
     def configure_evaluate(
@@ -231,18 +234,42 @@ class SeededStrategy(Strategy):
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
 
 
-class _Held(Array):
-    """An array that was read already: Flower asks for it again, and gets it as it is."""
+class HeldArray(Array):
+    """An array that is serialised only when it must travel.
+
+    Flower's own arrays are bytes, copied at each reading. In one process the server's arrays are
+    read once by every client, and the clients' arrays twice by the server.
+
+    Args:
+        values: What it holds; readers share it and must not write to it.
+    """
+
+    # Flower writes the class's name before the bytes, and the receiver reads an Array.
+    __qualname__ = "Array"
 
     def __init__(self, values: npt.NDArray[Any]) -> None:
-        super().__init__(
-            dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", data=b""
+        self.__dict__.update(
+            dtype=str(values.dtype), shape=values.shape, stype=SERIALISATION, values=values
         )
-        self.__dict__["values"] = values
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes that Flower sends."""
+        return Array(self.numpy()).data
 
     def numpy(self) -> npt.NDArray[Any]:
         """The array."""
         return cast(npt.NDArray[Any], self.__dict__["values"])
+
+
+def _view(array: Array) -> npt.NDArray[Any]:
+    """The array in a message, read-only, over its own bytes: reading it copies nothing."""
+    file = io.BytesIO(array.data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        return array.numpy()
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    flat = np.frombuffer(array.data, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fedkd import wire
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
 from fedkd.recipe import StrategyConfig
 from server.engines.inprocess import InProcessGrid
+from strategies.base import HeldArray
 from strategies.factory import STRATEGIES, make_strategy
 from strategies.mas import robust_factor
 
@@ -213,3 +214,12 @@ def test_an_error_reply_without_a_known_node_is_still_an_error():
     reply = Message(Error(2, "gone"), reply_to=message)
     with pytest.raises(ClientFailure, match="client 0 failed: gone"):
         federation.strategy.aggregate_train(1, [reply])
+
+
+def test_a_held_array_travels_as_flowers_own():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    held, own = HeldArray(values), Array(values)
+    assert (held.dtype, held.shape, held.stype) == (own.dtype, own.shape, own.stype)
+    assert held.data == own.data
+    assert held.object_id == own.object_id
+    assert held.numpy() is values
