@@ -1,6 +1,5 @@
 """Teachers from torchvision, and every way in which a checkpoint is refused."""
 
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -10,10 +9,11 @@ import torch
 import torchvision
 
 from fedkd import config, seeding
-from fedkd.errors import ConfigError, TeacherError
+from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
 from fedkd.teachers import zoo
 from fedkd.teachers.zoo import TeacherConfig, open_teacher
+from tests.test_zoo import digest, refusal
 
 SMALL = "shufflenet_v2_x0_5"
 
@@ -40,16 +40,6 @@ def checkpoint(network, tmp_path):
 def from_torchvision(path, **values):
     values = {"name": "torchvision", "architecture": SMALL, "checkpoint": str(path), **values}
     return TeacherConfig(**values)
-
-
-def refusal(settings, error=TeacherError):
-    with pytest.raises(error) as caught:
-        open_teacher(settings)
-    return str(caught.value)
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_torchvision_teacher_gives_the_features_and_logits_of_its_network(network, checkpoint):
