@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from clients.node import Node, State
 from fedkd import config, wire
 from fedkd.errors import ConfigError
-from fedkd.experiment import open_experiment
+from fedkd.experiment import HeldOut, open_experiment
 from fedkd.recipe import Recipe
 
 OpenNode = Callable[[Context], Node]
@@ -57,7 +57,7 @@ class ProcessMemory:
 
 
 def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
-    """A ClientApp that answers roll calls and trains.
+    """A ClientApp that answers roll calls, trains and evaluates.
 
     Args:
         open_node: Gives the node of this process; called with each message's context.
@@ -84,6 +84,7 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
                 memory.load(context),
                 round_number=round_number,
                 score_classes=bool(instructions[wire.SCORE_CLASSES]),
+                best_round=int(cast(int, instructions[wire.BEST_ROUND])),
             )
         except Exception as error:
             name = node.experiment.partition.client_names[number]
@@ -94,6 +95,23 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
             {wire.ARRAYS: ArrayRecord(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
         )
         return Message(content, reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """Predict the client's own part of a split with a global student and its own tensors."""
+        instructions = message.content.config_records[wire.CONFIG]
+        number = partition_id(context)
+        probabilities = open_node(context).evaluate(
+            number,
+            message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
+            memory.load(context),
+            as_of_round=int(cast(int, instructions[wire.AS_OF_ROUND])),
+            split=cast(HeldOut, instructions[wire.SPLIT]),
+        )
+        metrics = MetricRecord(
+            {wire.PARTITION_ID: number, wire.PROBABILITIES: probabilities.ravel().tolist()}
+        )
+        return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
 
     return app
 

@@ -5,23 +5,25 @@ from torch import Tensor
 
 from clients.objective import Stateless
 from fedkd.losses.distillation import feature_distillation
-from fedkd.losses.factory import LOSSES, LossName
+from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
 from fedkd.teachers.frozen import Teacher
 from fedkd.training import Losses
 
 
 class EKD(Stateless):
-    """L = S(fc) + S(fc_free) + lambda_f * mean(2 - 2 cos(projection, teacher features)).
+    """L = S(fc) + S(fc_free) + lambda_f * mean(v_y (2 - 2 cos(projection, teacher features))).
 
     S is the supervised loss; the teacher's features are a constant. ``lambda_f = 0`` leaves the
-    supervised loss of both classifiers; class scores are then the supervised loss of ``fc``.
+    supervised loss of both classifiers; class scores and class losses are then the supervised loss
+    of ``fc``.
 
     Args:
-        loss_name: The supervised loss S.
-        class_counts: The client's training images per class, float (num_classes,).
+        loss: The supervised loss S.
         teacher: The frozen teacher.
-        lambda_f: Weight of the distillation term, >= 0.
+        lambda_f: Weight of the distillation term in this round, >= 0.
+        class_weights: v, float (num_classes,), for class-balanced EKD; None means 1. They enter
+            the class losses, but not the class scores.
 
     Source: Elbatel et al., DeCaF 2023, as the Fed-MAS code computes it (``free`` loss).
     """
@@ -29,12 +31,16 @@ class EKD(Stateless):
     clip_norm: float | None = 5.0
 
     def __init__(
-        self, loss_name: LossName, class_counts: Tensor, teacher: Teacher, lambda_f: float
+        self,
+        loss: SupervisedLoss,
+        teacher: Teacher,
+        lambda_f: float,
+        class_weights: Tensor | None = None,
     ) -> None:
-        self._loss = LOSSES[loss_name].compute
-        self._counts = class_counts
+        self._loss = loss
         self.teacher = teacher
         self.lambda_f = lambda_f
+        self._class_weights = class_weights
 
     def target(self, pixels: Tensor) -> Tensor:
         """What the projection of these images should be, float (batch, D), a constant."""
@@ -45,23 +51,24 @@ class EKD(Stateless):
         out = student(pixels)
         assert out.projection is not None, "no projector"
         assert out.projected_logits is not None, "no second classifier"
-        supervised = self._loss(out.logits, labels, self._counts)
-        projected = self._loss(out.projected_logits, labels, self._counts).mean()
-        distillation = feature_distillation(out.projection, self.target(pixels))
-        total = self.lambda_f * distillation.mean() + supervised.mean() + projected
-        terms = {
-            "loss": total,
-            "loss_supervised": supervised.mean(),
-            "loss_projected": projected,
-            "loss_distillation": distillation.mean(),
-        }
-        return Losses(total, distillation if self.lambda_f else supervised, terms)
+        per_example = self._loss.per_example(out.logits, labels)
+        supervised = self._loss.mean(per_example, labels)
+        projected = self._loss.mean(self._loss.per_example(out.projected_logits, labels), labels)
+        total = supervised + projected
+        terms = {"loss_supervised": supervised, "loss_projected": projected}
+        if self.lambda_f:
+            per_example = feature_distillation(out.projection, self.target(pixels))
+            if self._class_weights is not None:
+                per_example = per_example * self._class_weights[labels]
+            terms["loss_distillation"] = per_example.mean()
+            total = self.lambda_f * terms["loss_distillation"] + total
+        return Losses(total, per_example, {"loss": total, **terms})
 
     @torch.no_grad()
     def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Distillation loss per example against the plain teacher, without a prompt."""
+        """Distillation loss per example against the plain teacher, without prompt or weight."""
         out = student(pixels)
         if not self.lambda_f:
-            return self._loss(out.logits, labels, self._counts)
+            return self._loss.per_example(out.logits, labels)
         assert out.projection is not None, "no projector"
         return feature_distillation(out.projection, self.teacher.features(pixels))

@@ -14,8 +14,8 @@ from fedkd.experiment import Experiment
 from fedkd.fourier.explore import Explorer, held_out_prior
 from fedkd.fourier.prompts import FourierPromptGenerator, draw_latents, prompt
 from fedkd.fourier.spectrum import mean_amplitude
+from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
-from fedkd.teachers.frozen import Teacher
 
 MEAN_AMPLITUDE = "mean_amplitude"
 
@@ -29,8 +29,10 @@ class FoPro(EKD):
 
     Args:
         experiment: Gives recipe and teacher.
-        partition_id: Names this client's random streams.
-        class_counts: The client's training images per class, float (num_classes,).
+        partition_id: Names this client's random streams and its teacher.
+        loss: As in EKD, and so are the next two.
+        lambda_f: Weight of the distillation term in this round.
+        class_weights: Of the distillation, or None.
 
     Source: Elbatel et al., "FoPro-KD: Fourier Prompted Effective Knowledge Distillation for
     Long-Tailed Medical Image Recognition", IEEE TMI 2024 (arXiv 2305.17421). Differs: see
@@ -38,11 +40,16 @@ class FoPro(EKD):
     """
 
     def __init__(
-        self, experiment: Experiment, partition_id: int, teacher: Teacher, class_counts: Tensor
+        self,
+        experiment: Experiment,
+        partition_id: int,
+        loss: SupervisedLoss,
+        lambda_f: float,
+        class_weights: Tensor | None = None,
     ) -> None:
-        recipe = experiment.recipe
-        super().__init__(recipe.objective.loss, class_counts, teacher, recipe.objective.lambda_f)
-        self._recipe = recipe
+        teacher = experiment.teacher_of(partition_id)
+        super().__init__(loss, teacher, lambda_f, class_weights)
+        self._recipe = recipe = experiment.recipe
         self._partition_id = partition_id
         channels, height, width = experiment.splits.train.images.shape[1:]
         with seeding.isolated(recipe.seed, "prompt-generator"):

@@ -18,9 +18,13 @@ from fedkd import seeding, wire
 from fedkd.data.augment import augment
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader
-from fedkd.experiment import Experiment
+from fedkd.experiment import Experiment, HeldOut
+from fedkd.models.exchange import local_names
 from fedkd.models.student import Student
+from fedkd.prediction import Probabilities, predict
 from fedkd.training import (
+    EpochSums,
+    epoch_order,
     load_optimizer_state,
     make_optimizer,
     num_examples_per_epoch,
@@ -36,6 +40,12 @@ State = dict[str, dict[str, Tensor]]
 
 OPTIMIZER = "optimizer"
 OBJECTIVE = "objective"
+LOCAL = "local"
+"""The student's tensors that do not travel, after the client's last training."""
+BEST_LOCAL = "best-local"
+"""The same as they were after the server's best round, where that is earlier."""
+TRAINED_IN = "trained-in"
+"""Under the key ``round``, the client's last round."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,14 @@ class Node:
         self.progress = progress
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
+        self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
+        self._initial_local = self._local_tensors()
         self._initial = True
 
     def initial_arrays(self) -> dict[str, Tensor]:
         """Initial student, and the initial shared tensors of the objective; before any training."""
         assert self._initial, "a client has trained already"
-        return _arrays(self._student, make_objective(self.experiment, 0))
+        return self._arrays(make_objective(self.experiment, 0, 1))
 
     def train(
         self,
@@ -78,6 +90,7 @@ class Node:
         state: State,
         round_number: int,
         score_classes: bool = False,
+        best_round: int = 0,
     ) -> tuple[Reply, State]:
         """One round of one client.
 
@@ -87,6 +100,7 @@ class Node:
             state: What this client returned last time; empty at first.
             round_number: From 1.
             score_classes: Also send the loss per class of the received student.
+            best_round: Round whose student is the best so far; 0 before any.
 
         Returns:
             The reply and the client's new state.
@@ -94,12 +108,14 @@ class Node:
         started = time.perf_counter()
         recipe = self.experiment.recipe
         loader = self.experiment.loader(partition_id)
-        objective = make_objective(self.experiment, partition_id)
+        objective = make_objective(self.experiment, partition_id, round_number)
         student, self._initial = self._student, False
         if state:
             objective.load_state(state[OBJECTIVE])
+        self._load_student(arrays, state.get(LOCAL, self._initial_local))
         # After the state: what clients share replaces what this one remembers of it.
-        load_arrays(student, objective, arrays)
+        if shared := _shared(arrays):
+            objective.load_shared(shared)
         metrics: dict[str, int | float | list[int] | list[float]] = {}
         if score_classes:
             on_step = self._announcer(partition_id, "scoring")
@@ -108,8 +124,11 @@ class Node:
         values = objective.start_round(student, loader, round_number, on_step)
         metrics.update({wire.MEAN + name: value for name, value in values.items()})
 
-        optimizer = make_optimizer(recipe.training, student.parameters())
-        load_optimizer_state(optimizer, state.get(OPTIMIZER, {}))
+        learning_rate = self.experiment.learning_rates[round_number - 1]
+        metrics[wire.MEAN + "learning_rate"] = learning_rate
+        optimizer = make_optimizer(recipe.training, student.parameters(), learning_rate)
+        if recipe.training.keep_optimizer_state:
+            load_optimizer_state(optimizer, state.get(OPTIMIZER, {}))
         keys = (round_number, partition_id)
         draws = seeding.generator(recipe.seed, "augment", *keys)
         clip = recipe.training.clip_norm
@@ -119,7 +138,7 @@ class Node:
             recipe.training,
             load_batch=loader.batch,
             loss=lambda pixels, labels: objective.loss(student, pixels, labels),
-            orders=self._orders(len(loader), round_number, partition_id),
+            orders=self._orders(loader.labels, round_number, partition_id),
             num_classes=self.experiment.num_classes,
             clip_norm=objective.clip_norm if clip is None else clip,
             augment=lambda pixels: augment(pixels, recipe.augmentation, draws),
@@ -130,19 +149,93 @@ class Node:
         metrics[wire.NUM_EXAMPLES] = num_examples_per_epoch(len(loader), recipe.training)
         metrics[wire.NUM_SEEN] = sums.num_seen
         metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
-        metrics[wire.CLASS_LOSSES] = sums.class_losses.tolist()
+        metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
+        if recipe.evaluation.personalised:
+            metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
         metrics[wire.SECONDS] = time.perf_counter() - started
-        new_state = {OPTIMIZER: optimizer_state(optimizer), OBJECTIVE: objective.state()}
-        return Reply(_arrays(student, objective), metrics), new_state
+        new_state = {
+            OPTIMIZER: optimizer_state(optimizer) if recipe.training.keep_optimizer_state else {},
+            OBJECTIVE: objective.state(),
+            LOCAL: self._local_tensors(),
+            BEST_LOCAL: self._local_as_of(best_round, state),
+            TRAINED_IN: {"round": torch.tensor(round_number)},
+        }
+        return Reply(self._arrays(objective), metrics), new_state
 
-    def _orders(self, num_images: int, round_number: int, partition_id: int) -> list[Integers]:
-        config, seed = self.experiment.recipe.training, self.experiment.recipe.seed
-        if not config.shuffle:
-            return [np.arange(num_images)] * config.local_epochs
+    def evaluate(
+        self,
+        partition_id: int,
+        arrays: Mapping[str, Tensor],
+        state: State,
+        as_of_round: int,
+        split: HeldOut,
+    ) -> Probabilities:
+        """Predictions of a global student, completed by the client's own tensors.
+
+        Args:
+            partition_id: Which client.
+            arrays: The global student after ``as_of_round``.
+            state: What this client remembers.
+            as_of_round: The last finished round, or the best one so far that the client was told of
+                or has not trained after.
+            split: ``"val"`` or ``"test"``.
+
+        Returns:
+            Class probabilities on the client's own part of the split, float64 (any, num_classes).
+        """
+        self._load_student(arrays, self._local_as_of(as_of_round, state))
+        return self._predict(partition_id, split)
+
+    def _predict(self, partition_id: int, split: HeldOut) -> Probabilities:
+        experiment = self.experiment
+        loader = experiment.held_out_loader(split, partition_id)
+        return predict(self._student, loader, experiment.recipe.evaluation.batch_size)
+
+    def _local_as_of(self, round_number: int, state: State) -> dict[str, Tensor]:
+        """The client's own tensors after its last training in or before a round.
+
+        Two versions are enough: a round that was not the best when the client trained next never
+        becomes the best.
+        """
+        if not state:
+            return self._initial_local
+        return state[LOCAL if int(state[TRAINED_IN]["round"]) <= round_number else BEST_LOCAL]
+
+    def _local_tensors(self) -> dict[str, Tensor]:
+        own = self._student.state_dict()
+        return {name: own[name].detach().clone() for name in sorted(self._local_names)}
+
+    def _load_student(self, arrays: Mapping[str, Tensor], local: Mapping[str, Tensor]) -> None:
+        received = {n: t for n, t in arrays.items() if not n.startswith(wire.PROMPTS)}
+        self._student.load_state_dict({**received, **local})
+
+    def _arrays(self, objective: Objective) -> dict[str, Tensor]:
+        """Copies of all tensors that travel."""
+        tensors = {
+            name: tensor
+            for name, tensor in self._student.state_dict().items()
+            if name not in self._local_names
+        }
+        tensors.update({wire.PROMPTS + name: t for name, t in objective.shared().items()})
+        return {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+
+    def _orders(self, labels: Integers, round_number: int, partition_id: int) -> list[Integers]:
+        recipe = self.experiment.recipe
+        keys = (round_number, partition_id)
         return [
-            seeding.rng(seed, "order", round_number, partition_id, epoch).permutation(num_images)
-            for epoch in range(config.local_epochs)
+            epoch_order(labels, recipe.training, seeding.rng(recipe.seed, "order", *keys, epoch))
+            for epoch in range(recipe.training.local_epochs)
         ]
+
+    def _class_losses(self, sums: EpochSums, loader: Loader) -> Tensor:
+        """Sums per class that stay means per image, whatever was drawn; see wire.CLASS_LOSSES."""
+        if self.experiment.recipe.training.sampling == "uniform":
+            return sums.class_losses
+        counts = torch.from_numpy(loader.class_counts())
+        return sums.class_losses * counts / sums.class_seen.clamp(min=1)
 
     def _score(
         self, objective: Objective, loader: Loader, student: Student, on_step: OnStep | None
@@ -171,25 +264,10 @@ class Node:
         return lambda done, total: progress(partition_id, what, done, total)
 
 
-def load_arrays(student: Student, objective: Objective, arrays: Mapping[str, Tensor]) -> None:
-    """Take over a received student and what the objective shares."""
-    shared = {
+def _shared(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What objectives share, by the objective's own names."""
+    return {
         name.removeprefix(wire.PROMPTS): tensor
         for name, tensor in arrays.items()
         if name.startswith(wire.PROMPTS)
-    }
-    student.load_state_dict(
-        {name: tensor for name, tensor in arrays.items() if not name.startswith(wire.PROMPTS)}
-    )
-    if shared:
-        objective.load_shared(shared)
-
-
-def _arrays(student: Student, objective: Objective) -> dict[str, Tensor]:
-    """Copies of all tensors that travel."""
-    tensors = dict(student.state_dict())
-    tensors.update({wire.PROMPTS + name: t for name, t in objective.shared().items()})
-    return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
     }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clients.objective import Stateless
-from fedkd.losses.factory import LOSSES, LossName
+from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
 from fedkd.training import Losses
 
@@ -13,23 +13,21 @@ class Supervised(Stateless):
     """The mean supervised loss of the classifier.
 
     Args:
-        loss_name: Which loss.
-        class_counts: The client's training images per class, float (num_classes,).
+        loss: Which loss, with the class counts of this client.
     """
 
     clip_norm: float | None = None
 
-    def __init__(self, loss_name: LossName, class_counts: Tensor) -> None:
-        self._loss = LOSSES[loss_name].compute
-        self._counts = class_counts
+    def __init__(self, loss: SupervisedLoss) -> None:
+        self._loss = loss
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch."""
-        per_example = self._loss(student(pixels).logits, labels, self._counts)
-        total = per_example.mean()
+        per_example = self._loss.per_example(student(pixels).logits, labels)
+        total = self._loss.mean(per_example, labels)
         return Losses(total, per_example, {"loss": total, "loss_supervised": total})
 
     @torch.no_grad()
     def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
         """Supervised loss per example."""
-        return self._loss(student(pixels).logits, labels, self._counts)
+        return self._loss.per_example(student(pixels).logits, labels)

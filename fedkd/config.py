@@ -84,8 +84,15 @@ def explain(config: Section, table: str = "") -> str:
         elif value is None:
             lines.append(f"{comment}\n# {name} =\n")
         else:
-            plain = config.model_dump(mode="json", include={name})
-            lines.append(f"{comment}\n{tomli_w.dumps(plain)}")
+            plain = config.model_dump(mode="json", include={name}, exclude_none=True)
+            inner_values = value if isinstance(value, tuple) else ()
+            if isinstance(value, dict) or any(isinstance(v, Section) for v in inner_values):
+                # Tables come after all plain keys, under their full name.
+                for part in reversed(table.split(".")[:-1]):
+                    plain = {part: plain}
+                tables.append(f"\n{comment}\n{tomli_w.dumps(plain)}")
+            else:
+                lines.append(f"{comment}\n{tomli_w.dumps(plain)}")
     return "".join(lines + tables)
 
 

@@ -1,30 +1,35 @@
 """An experiment, opened: the images, clients, teacher and device that a recipe names."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.border import check_clients, check_held_out, check_images
 from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import head_medium_tail
-from fedkd.errors import ConfigError, DataError, PartitionError, TeacherError
-from fedkd.fourier.prompts import MIN_SIZE
+from fedkd.errors import ConfigError, DataError, PartitionError
+from fedkd.held_out import divide_held_out
 from fedkd.models.factory import build_student
 from fedkd.models.student import Student, load_initial
 from fedkd.partition import Partition, partition
 from fedkd.recipe import Recipe
+from fedkd.schedules import learning_rates
 from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.zoo import measure_reference, open_teacher
+from fedkd.teachers.opening import GivenTeacher, open_teachers
 
 logger = logging.getLogger(__name__)
 
 InitialStudent = nn.Module | Mapping[str, Tensor]
+HeldOut = Literal["val", "test"]
+WITH_TEACHER = ("ekd", "fopro")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Experiment:
         recipe: The resolved config.
         splits: Train (all hospitals, one store), val and test.
         partition: The rows of ``splits.train`` that each client has.
-        teacher: Frozen teacher; None where the objective has none.
+        teachers: Frozen teacher of each client, the same object where clients share it; empty where
+            the objective has none.
+        learning_rates: One per round.
         device: Where networks and batches live.
         dtype: Floating-point type of networks and pixels.
     """
@@ -43,7 +50,8 @@ class Experiment:
     recipe: Recipe
     splits: Splits
     partition: Partition
-    teacher: Teacher | None
+    teachers: tuple[Teacher, ...]
+    learning_rates: tuple[float, ...]
     device: torch.device
     dtype: torch.dtype
     initial_student: InitialStudent | None = field(default=None, repr=False)
@@ -69,15 +77,39 @@ class Experiment:
             self.splits.train, self.partition.indices[partition_id], self.device, self.dtype
         )
 
+    @cached_property
+    def held_out_rows(self) -> dict[HeldOut, tuple[Integers, ...]]:
+        """Each client's own rows of val and of test."""
+        labels, seed = self.splits.train.labels, self.recipe.seed
+        return {
+            "val": divide_held_out(self.splits.val, labels, self.partition, seed),
+            "test": divide_held_out(self.splits.test, labels, self.partition, seed),
+        }
+
+    def held_out_loader(self, split: HeldOut, partition_id: int | None = None) -> Loader:
+        """A held-out split, or one client's own part of it."""
+        images: LabelledImages = getattr(self.splits, split)
+        if partition_id is None:
+            return Loader(images, np.arange(len(images)), self.device, self.dtype)
+        return Loader(images, self.held_out_rows[split][partition_id], self.device, self.dtype)
+
+    def teacher_of(self, partition_id: int) -> Teacher:
+        """The frozen teacher of one client; only where the objective has one."""
+        return self.teachers[partition_id]
+
     def build_student(self) -> Student:
         """A new student with the initial weights of this experiment."""
+        objective = self.recipe.objective
+        first = self.teachers[0] if self.teachers else None
         student = build_student(
             self.recipe.student,
             num_classes=self.num_classes,
-            num_teacher_features=self.teacher.num_features if self.teacher else None,
+            num_teacher_features=first.num_features if first else None,
             seed=self.recipe.seed,
             normalize=self.splits.train.images.dtype == np.uint8,
-            teacher_backbone=self.teacher.backbone if self.teacher else None,
+            teacher_backbone=first.backbone if first else None,
+            contrastive=objective.name == "moon",
+            cosine=objective.loss == "ldam",
         )
         # Given weights may be float64: widen first, so that they are not rounded on the way in.
         student = student.to(self.device, self.dtype)
@@ -96,7 +128,7 @@ def open_experiment(
     sites: Sequence[LabelledImages] | None = None,
     val: LabelledImages | None = None,
     test: LabelledImages | None = None,
-    teacher: nn.Module | None = None,
+    teacher: GivenTeacher | None = None,
     initial_student: InitialStudent | None = None,
 ) -> Experiment:
     """Load and check all that a recipe names, before any training.
@@ -108,7 +140,8 @@ def open_experiment(
         val: Images to select on.
         test: Images to report on.
         teacher: The user's own teacher, instead of ``recipe.teacher``: maps pixels
-            (batch, 3, height, width), exactly as the student gets them, to features (batch, D).
+            (batch, 3, height, width), exactly as the student gets them, to features (batch, D). A
+            sequence gives each client its own.
         initial_student: Initial weights: a module or state dict with the student's names.
 
     Raises:
@@ -122,10 +155,26 @@ def open_experiment(
         splits, divided = open_data(recipe)
     else:
         splits, divided = _gather(sites, val, test, recipe.num_clients)
-    _check_images(splits, recipe)
-    _check_clients(divided, recipe)
-    opened = _open_teacher(recipe, teacher, splits, device, dtype)
-    return Experiment(recipe, splits, divided, opened, device, dtype, initial_student)
+    check_images(splits, recipe)
+    check_clients(divided, recipe)
+    rates = learning_rates(recipe.schedule, recipe.training.learning_rate, recipe.num_rounds)
+    opened: tuple[Teacher, ...] = ()
+    if recipe.objective.name in WITH_TEACHER:
+        opened = open_teachers(
+            recipe.teacher,
+            teacher,
+            divided.client_names,
+            torch.from_numpy(splits.train.images[:2]).to(device, dtype),
+            with_reference=recipe.objective.name == "fopro",
+        )
+    experiment = Experiment(
+        recipe, splits, divided, opened, tuple(rates), device, dtype, initial_student
+    )
+    if recipe.strategy.exchange != "all":
+        for split, rows in experiment.held_out_rows.items():
+            images: LabelledImages = getattr(splits, split)
+            check_held_out(images, split, rows, recipe.strategy.exchange)
+    return experiment
 
 
 def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
@@ -212,94 +261,3 @@ def _site_name(site: LabelledImages, number: int) -> str:
     found = np.unique(site.sites)
     name = site.site_names[found[0]] if len(found) == 1 else "all"
     return name if name != "all" else f"site-{number}"
-
-
-def _check_images(splits: Splits, recipe: Recipe) -> None:
-    for name in ("train", "val", "test"):
-        images: LabelledImages = getattr(splits, name)
-        if not len(images):
-            raise DataError(f"the {name} split is empty; it needs at least one image")
-        if images.images.shape[1] != 3:
-            raise DataError(
-                f"{name} images have {images.images.shape[1]} channels; students and teachers "
-                "take 3 (repeat a grey channel three times)"
-            )
-        values = images.images
-        if values.dtype != np.uint8 and not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
-            raise DataError(
-                f"{name} images hold values that are not finite, the first in row {row} (image "
-                f"{images.ids[row]}); remove or repair it"
-            )
-        if recipe.objective.name == "fopro" and min(values.shape[2:]) < MIN_SIZE:
-            raise DataError(
-                f"{name} images are {values.shape[2]}x{values.shape[3]} px; Fourier prompts need "
-                f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
-            )
-        if recipe.objective.name == "fopro" and values.dtype != np.uint8:
-            low, high = float(values.min()), float(values.max())
-            if low < 0 or high > 1:
-                raise DataError(
-                    f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
-                    "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
-                    "objective.name = 'ekd'"
-                )
-
-
-def _check_clients(divided: Partition, recipe: Recipe) -> None:
-    batch_size = recipe.training.batch_size
-    needed = batch_size if recipe.training.drop_last else 2
-    few = [
-        f"{name} ({len(rows)})"
-        for name, rows in zip(divided.client_names, divided.indices, strict=True)
-        if len(rows) < needed
-    ]
-    if few:
-        why = f"one full batch of {batch_size}" if recipe.training.drop_last else "2 (BatchNorm)"
-        raise PartitionError(
-            f"clients with too few training images: {', '.join(few)}; each needs {why}: raise "
-            "partition.min_examples or use fewer clients"
-        )
-
-
-def _open_teacher(
-    recipe: Recipe,
-    given: nn.Module | None,
-    splits: Splits,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Teacher | None:
-    if recipe.objective.name == "supervised":
-        return None
-    pixels = splits.train.images[:2]
-    if given is None:
-        teacher = open_teacher(recipe.teacher).to(device, dtype)
-    elif isinstance(given, Teacher):
-        teacher = copy.deepcopy(given).to(device, dtype)
-    else:
-        # A copy: the user's module keeps its mode, its dtype and its gradients.
-        module = copy.deepcopy(given).to(device, dtype).eval()
-        with torch.no_grad():
-            features = module(torch.from_numpy(pixels).to(device, dtype))
-        if not isinstance(features, Tensor) or features.ndim != 2:
-            seen = (
-                tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            )
-            raise TeacherError(
-                f"the given teacher returns {seen}; it must map a batch of images to features "
-                "(batch, D)"
-            )
-        teacher = Teacher(
-            "given",
-            module,
-            num_features=features.shape[1],
-            mean=None,
-            std=None,
-            input_size=None,
-            head=None,
-            head_kind="none",
-        ).to(device, dtype)
-    teacher = teacher.to(memory_format=torch.channels_last)
-    if recipe.objective.name == "fopro":
-        measure_reference(teacher, recipe.teacher, splits.train.images.shape[-1])
-    return teacher

@@ -12,9 +12,11 @@ from fedkd.data.catalog import DataConfig
 from fedkd.data.lesions import LesionsConfig
 from fedkd.fourier.explore import ExploreConfig
 from fedkd.fourier.prompts import PromptConfig
-from fedkd.losses.factory import LossName
+from fedkd.losses.factory import LossConfig, LossName
+from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
 from fedkd.partition import PartitionConfig
+from fedkd.schedules import ScheduleConfig
 from fedkd.teachers.zoo import TeacherConfig
 from fedkd.training import TrainingConfig
 
@@ -22,34 +24,72 @@ from fedkd.training import TrainingConfig
 class ObjectiveConfig(Section):
     """What a client minimises."""
 
-    name: Literal["supervised", "ekd", "fopro"] = "fopro"
-    """supervised (no teacher), ekd (distillation from the plain teacher), fopro (EKD from the
-    Fourier-prompted teacher)."""
+    name: Literal["supervised", "fedprox", "moon", "ekd", "fopro"] = "fopro"
+    """supervised (no teacher), fedprox (supervised, held near the received student), moon
+    (supervised, contrasted with the client's previous student), ekd (distillation from the plain
+    teacher), fopro (EKD from the Fourier-prompted teacher)."""
     loss: LossName = "bsm"
-    """Supervised loss of both classifiers."""
+    """Supervised loss of all classifiers; see `fedkd list`. ldam makes them cosine classifiers."""
     lambda_f: float = Field(default=3.0, ge=0)
-    """Weight of the distillation term of ekd and fopro."""
+    """Weight of the distillation term of ekd and fopro. With 0, class scores and class losses are
+    those of the supervised loss."""
+    ramp_down_after: int | None = Field(default=None, ge=0)
+    """Rounds with the full lambda_f, after which it falls linearly, to reach 0 one round after the
+    last. Not given means it does not fall."""
+    balanced_distillation: bool = False
+    """Class-balanced EKD: in the last fifth of the rounds, weigh the distillation loss of an image
+    by its class's effective number of images (losses.beta)."""
     share_prompts: bool = False
     """Send the Fourier prompt generator to the server and average it with the student. Otherwise
     it never leaves the hospital. Only fopro has one."""
 
 
-class StrategyConfig(Section):
-    """How the server samples clients and weighs their students."""
+class FedProxConfig(Section):
+    """Objective fedprox."""
 
-    name: Literal["fedavg", "mas"] = "fedavg"
+    mu: float = Field(default=0.01, ge=0)
+    """Weight of the proximal term mu/2 |w - w_received|^2 over all parameters; 0 is FedAvg."""
+
+
+class MoonConfig(Section):
+    """Objective moon."""
+
+    mu: float = Field(default=1.0, ge=0)
+    """Weight of the contrastive term; 0 is FedAvg on moon's student."""
+    temperature: float = Field(default=0.5, gt=0)
+    """Divides the cosines of the contrastive term."""
+    frozen_mode: Literal["eval", "train"] = "eval"
+    """Mode of the received and the previous student while they are compared with: eval as in the
+    MOON authors' code, train (BatchNorm of the batch) as in Fed-MAS."""
+
+
+class StrategyConfig(Section):
+    """How the server samples clients and weighs their students, and what of them travels."""
+
+    name: Literal["fedavg", "mas", "mas_inv", "mas_drw"] = "fedavg"
     """Aggregation strategy; see `fedkd list`."""
     fraction_train: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the clients that train in a round, at least one."""
+    exchange: ExchangeName = "all"
+    """Tensors of the student that travel: all, backbone (no head), without_projector,
+    without_classifier, or without_batchnorm (FedBN). The others stay with each client, and val and
+    test images are then predicted by the client that they belong to."""
 
 
 class EvaluationConfig(Section):
-    """Evaluation of the global student on the server's val and test splits."""
+    """Evaluation on the val and test splits."""
 
     batch_size: int = Field(default=256, ge=1)
     """Images per forward pass."""
     select_on: Literal["balanced_accuracy", "mcc", "macro_f1", "macro_auroc"] = "balanced_accuracy"
     """Val metric by which the round is chosen whose student is tested."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many rounds without a better val score; not given means all rounds are run.
+    Schedules still reckon with num_rounds."""
+    personalised: bool = True
+    """Each client also evaluates its own student, after its training, on its own part of the val
+    split: the images of its site, or else a share of each class like its share of the training
+    images."""
 
 
 class EngineConfig(Section):
@@ -90,16 +130,24 @@ class Recipe(Section):
     """Network that is distilled from."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """Local objective."""
+    losses: LossConfig = LossConfig()
+    """Settings of the supervised losses."""
+    fedprox: FedProxConfig = FedProxConfig()
+    """Settings of fedprox."""
+    moon: MoonConfig = MoonConfig()
+    """Settings of moon."""
     prompts: PromptConfig = PromptConfig()
     """Fourier prompts of fopro."""
     explore: ExploreConfig = ExploreConfig()
     """How fopro trains its prompt generator."""
     training: TrainingConfig = TrainingConfig()
     """Local training."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate by round."""
     strategy: StrategyConfig = StrategyConfig()
     """Aggregation."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Evaluation on the server."""
+    """Evaluation and selection."""
     engine: EngineConfig = EngineConfig()
     """Where clients run."""
 

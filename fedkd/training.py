@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fedkd.config import Section
@@ -20,9 +20,12 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=32, ge=2)
     """Images per step; at least 2, as BatchNorm needs a variance."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    """Optimiser; its state stays with the client and survives between rounds."""
+    """Optimiser; its state stays with the client."""
+    keep_optimizer_state: bool = True
+    """Continue with the client's optimiser state in its next round, though its student is replaced;
+    false starts afresh in every round."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Step size of the optimiser."""
+    """Initial step size of the optimiser; see [schedule]."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty (sgd, adam) or decoupled decay (adamw), on every parameter."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -30,6 +33,9 @@ class TrainingConfig(Section):
     clip_norm: float | None = Field(default=None, ge=0)
     """Largest norm of the whole gradient; 0 means no clipping. Not given, the objective's own
     default holds (5.0 for ekd and fopro, none for supervised)."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """uniform: every image once per epoch. balanced: as many images, drawn with replacement and
+    with probabilities inverse to the size of their class, so that all classes are as frequent."""
     shuffle: bool = True
     """Draw a new order of the images for every epoch; false keeps the order of the data set."""
     drop_last: bool = False
@@ -37,6 +43,15 @@ class TrainingConfig(Section):
     the batch before it."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of students, teacher and losses."""
+
+    @model_validator(mode="after")
+    def _no_order_of_draws(self) -> "TrainingConfig":
+        if self.sampling == "balanced" and not self.shuffle:
+            raise ValueError(
+                "training.sampling is 'balanced' with training.shuffle = false, but drawn images "
+                "have no order to keep; set one of the two otherwise"
+            )
+        return self
 
 
 class Losses(NamedTuple):
@@ -60,11 +75,13 @@ class EpochSums(NamedTuple):
         num_seen: Examples seen, those of repeated epochs counted each time.
         terms: Sum over examples of each loss term.
         class_losses: Sum of the loss per example for each class, float64 (num_classes,).
+        class_seen: Examples seen of each class, int64 (num_classes,).
     """
 
     num_seen: int
     terms: dict[str, float]
     class_losses: Tensor
+    class_seen: Tensor
 
 
 LoadBatch = Callable[[Integers], tuple[Tensor, Tensor]]
@@ -90,20 +107,38 @@ def num_examples_per_epoch(num_images: int, config: TrainingConfig) -> int:
     return num_images - num_images % config.batch_size if config.drop_last else num_images
 
 
+def epoch_order(labels: Integers, config: TrainingConfig, rng: np.random.Generator) -> Integers:
+    """Positions of a client's images in the order in which one epoch uses them.
+
+    Args:
+        labels: Classes of the client's images, int64 (n,).
+        config: Sampling and shuffling.
+        rng: Of this client and epoch.
+
+    Returns:
+        int64 (n,): a permutation, or n draws with replacement in which all classes that the
+        client has are equally likely.
+    """
+    if config.sampling == "balanced":
+        probabilities = 1.0 / np.bincount(labels)[labels]
+        return rng.choice(len(labels), len(labels), p=probabilities / probabilities.sum())
+    return rng.permutation(len(labels)) if config.shuffle else np.arange(len(labels))
+
+
 def make_optimizer(
-    config: TrainingConfig, parameters: Iterator[nn.Parameter]
+    config: TrainingConfig, parameters: Iterator[nn.Parameter], learning_rate: float
 ) -> torch.optim.Optimizer:
     """The optimiser that the config names, without state."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
-            lr=config.learning_rate,
+            lr=learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.momentum > 0,
         )
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return kind(parameters, lr=learning_rate, weight_decay=config.weight_decay)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -167,7 +202,11 @@ def train_epochs(
     total = sum(len(rows) for rows in plan)
     num_seen = 0
     sums: dict[str, Tensor] = {}
-    class_losses: Tensor | None = None
+    # Sums stay on the device, in float64: a GPU is not made to wait, and long epochs do not lose
+    # digits.
+    device = next(student.parameters()).device
+    class_losses = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    class_seen = torch.zeros(num_classes, dtype=torch.int64, device=device)
     for rows in plan:
         pixels, labels = load_batch(rows)
         losses = loss(augment(pixels), labels)
@@ -176,18 +215,12 @@ def train_epochs(
         if clip_norm:
             nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
         optimizer.step()
-        # Sums stay on the device, in float64: a GPU is not made to wait, and long epochs do not
-        # lose digits.
-        if class_losses is None:
-            class_losses = torch.zeros(num_classes, dtype=torch.float64, device=labels.device)
         class_losses.index_add_(0, labels, losses.per_example.detach().double())
+        class_seen.index_add_(0, labels, torch.ones_like(labels))
         for name, value in losses.terms.items():
             sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
         num_seen += len(rows)
         if on_batch:
             on_batch(num_seen, total)
-    if class_losses is None:
-        class_losses = torch.zeros(num_classes, dtype=torch.float64)
-    return EpochSums(
-        num_seen, {name: float(value) for name, value in sums.items()}, class_losses.cpu()
-    )
+    terms = {name: float(value) for name, value in sums.items()}
+    return EpochSums(num_seen, terms, class_losses.cpu(), class_seen.cpu())

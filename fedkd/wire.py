@@ -12,6 +12,12 @@ CONFIG = "config"
 # Keys of the config record that the server sends with a round.
 ROUND = "server-round"
 SCORE_CLASSES = "score-classes"
+BEST_ROUND = "best-round"
+"""Round whose student is the best on val so far; 0 before any."""
+AS_OF_ROUND = "as-of-round"
+"""In an evaluation: which of its own tensors a client shall use, those that it had then."""
+SPLIT = "split"
+"""In an evaluation: val or test."""
 
 # Keys of the metric record that a client replies with.
 PARTITION_ID = "partition-id"
@@ -24,7 +30,11 @@ CLASS_COUNTS = "class-counts"
 CLASS_SCORES = "class-scores"
 """Sum of the loss per example for each class, of the student as it was received."""
 CLASS_LOSSES = "class-losses"
-"""Sum of the loss per example for each class, while training."""
+"""Sum of the loss per example for each class, while training. With balanced sampling it is what
+the sum over the class's own images would be at the mean loss of those that were drawn."""
+PROBABILITIES = "probabilities"
+"""Class probabilities on the client's own part of a held-out split, row by row: in a training
+reply those of its own student on val, in an evaluation's those that were asked for."""
 SECONDS = "seconds"
 SUM = "sum."
 """Prefix of sums over examples of a loss term, such as ``sum.loss``."""

@@ -7,8 +7,10 @@ federation of one must end with the same bits.
 import time
 
 from clients.node import Node, State
-from fedkd.experiment import Experiment
-from server.scoreboard import Arrays, Observer, Scoreboard
+from fedkd.experiment import Experiment, HeldOut
+from fedkd.prediction import Probabilities
+from server.evaluation import Arrays
+from server.scoreboard import Observer, Scoreboard
 
 
 def run_centralized(
@@ -22,17 +24,23 @@ def run_centralized(
         observer: Told how it goes.
     """
     assert experiment.num_clients == 1, "centralized training pools all images"
-    board = Scoreboard(experiment)
-    arrays = node.initial_arrays()
     state: State = {}
+
+    def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
+        return node.evaluate(0, student, state, round_number, split)
+
+    board = Scoreboard(experiment, None if experiment.recipe.strategy.exchange == "all" else ask)
+    arrays = node.initial_arrays()
     for number in range(1, experiment.recipe.num_rounds + 1):
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
-        reply, state = node.train(0, arrays, state, number)
+        reply, state = node.train(0, arrays, state, number, best_round=board.best_round)
         arrays = reply.arrays
         board.record(number, arrays, [(1.0, reply.metrics)], time.perf_counter() - started)
         if observer:
             observer.round_finished(board)
+        if board.is_exhausted:
+            break
     board.finish()
     return board, arrays

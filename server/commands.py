@@ -19,6 +19,7 @@ from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
 from fedkd.partition import PARTITIONS
 from fedkd.recipe import Recipe
+from fedkd.schedules import SCHEDULES
 from fedkd.teachers.pretrain import PretrainConfig
 from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from fedkd.teachers.zoo import TEACHERS
@@ -87,6 +88,7 @@ def catalog(options: argparse.Namespace) -> None:
         "students (student.name)": {name: entry.description for name, entry in STUDENTS.items()},
         "teachers (teacher.name)": TEACHERS,
         "objectives (objective.name)": OBJECTIVES,
+        "schedules (schedule.name)": SCHEDULES,
         "losses (objective.loss)": {str(name): entry.description for name, entry in LOSSES.items()},
         "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},
     }

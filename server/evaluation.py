@@ -1,49 +1,52 @@
-"""Evaluation of a student on the server's own splits: select on val, report on test, once."""
+"""Evaluation of the global student on the held-out splits: select on val, report on test, once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
+from torch import Tensor
 
-from fedkd.data.images import LabelledImages
-from fedkd.data.loading import Loader
-from fedkd.experiment import Experiment
-from fedkd.metrics import Evaluation, evaluate
-from fedkd.models.student import Student
+from fedkd import wire
+from fedkd.data.images import Integers
+from fedkd.experiment import Experiment, HeldOut
+from fedkd.metrics import Evaluation, confusion_matrix, evaluate
+from fedkd.prediction import Probabilities, predict
 
-Probabilities = npt.NDArray[np.float64]
-
-
-def validate(student: Student, experiment: Experiment) -> Evaluation:
-    """Scores on the val split, by which rounds are compared."""
-    return score(
-        experiment, experiment.splits.val, predict(student, experiment, experiment.splits.val)
-    )
+Arrays = dict[str, Tensor]
+Predict = Callable[[HeldOut, Arrays, int], Probabilities]
+"""(split, tensors of the global student, the round they are from) -> probabilities of the split."""
 
 
-def report_test(student: Student, experiment: Experiment) -> tuple[Evaluation, Probabilities]:
-    """Scores and probabilities on the test split; called once, for the student chosen on val."""
-    probabilities = predict(student, experiment, experiment.splits.test)
-    return score(experiment, experiment.splits.test, probabilities), probabilities
-
-
-@torch.no_grad()
-def predict(student: Student, experiment: Experiment, images: LabelledImages) -> Probabilities:
-    """Class probabilities, float64 (num_images, num_classes), of the student in eval mode."""
-    student.eval()
-    batch_size = experiment.recipe.evaluation.batch_size
-    rows = np.arange(len(images))
-    loader = Loader(images, rows, experiment.device, experiment.dtype)
-    parts = [
-        student(loader.pixels(rows[start : start + batch_size])).logits.double().softmax(1).cpu()
-        for start in range(0, len(rows), batch_size)
-    ]
-    return torch.cat(parts).numpy()
-
-
-def score(
-    experiment: Experiment, images: LabelledImages, probabilities: Probabilities
+def validate(
+    experiment: Experiment, predict: Predict, student: Arrays, round_number: int
 ) -> Evaluation:
-    """All metrics of these probabilities."""
+    """Scores on the val split, by which rounds are compared."""
+    return score(experiment, "val", predict("val", student, round_number))
+
+
+def report_test(
+    experiment: Experiment, predict: Predict, student: Arrays, round_number: int
+) -> tuple[Evaluation, Probabilities]:
+    """Scores and probabilities on the test split; called once, for the student chosen on val."""
+    probabilities = predict("test", student, round_number)
+    return score(experiment, "test", probabilities), probabilities
+
+
+def on_the_server(experiment: Experiment) -> Predict:
+    """Predict whole splits with the global student, which must be complete."""
+    network = experiment.build_student()
+
+    def predict_split(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
+        network.load_state_dict(student)
+        loader = experiment.held_out_loader(split)
+        return predict(network, loader, experiment.recipe.evaluation.batch_size)
+
+    return predict_split
+
+
+def score(experiment: Experiment, split: HeldOut, probabilities: Probabilities) -> Evaluation:
+    """All metrics of the predictions of a whole split."""
+    images = experiment.splits.val if split == "val" else experiment.splits.test
     return evaluate(
         images.labels,
         probabilities,
@@ -52,3 +55,32 @@ def score(
         images.site_names,
         {name: classes.tolist() for name, classes in experiment.groups().items()},
     )
+
+
+def own_probabilities(metrics: Mapping[str, Any], num_classes: int) -> Probabilities:
+    """What a client predicted on its own part of a split, float64 (any, num_classes)."""
+    values = np.asarray(metrics[wire.PROBABILITIES], np.float64)
+    return values.reshape(-1, num_classes)
+
+
+def assemble(
+    experiment: Experiment, split: HeldOut, replies: Mapping[int, Mapping[str, Any]]
+) -> Probabilities:
+    """The predictions of a whole split, (num_images, num_classes), from the replies of all clients.
+
+    Args:
+        experiment: Whose clients have disjoint parts of the split that cover it.
+        split: Which one.
+        replies: Metrics of each client, by its partition id.
+    """
+    rows = experiment.held_out_rows[split]
+    whole = np.full((sum(map(len, rows)), experiment.num_classes), np.nan)
+    for number, metrics in replies.items():
+        whole[rows[number]] = own_probabilities(metrics, experiment.num_classes)
+    return whole
+
+
+def own_confusion(experiment: Experiment, number: int, probabilities: Probabilities) -> Integers:
+    """Confusion matrix of a client's own student on its own part of val."""
+    labels = experiment.splits.val.labels[experiment.held_out_rows["val"][number]]
+    return confusion_matrix(labels, probabilities.argmax(axis=1), experiment.num_classes)

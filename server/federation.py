@@ -5,8 +5,11 @@ import time
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
-from fedkd.experiment import Experiment
-from server.scoreboard import Arrays, Observer, Scoreboard
+from fedkd import wire
+from fedkd.experiment import Experiment, HeldOut
+from fedkd.prediction import Probabilities
+from server.evaluation import Arrays, assemble
+from server.scoreboard import Observer, Scoreboard
 from strategies.base import SeededStrategy
 from strategies.factory import make_strategy
 
@@ -33,29 +36,53 @@ def run_federation(
         UpdateRefused: A client's reply may not enter the aggregate.
     """
     recipe = experiment.recipe
-    strategy = make_strategy(recipe.strategy, experiment.num_clients, recipe.seed)
+    strategy = make_strategy(
+        recipe.strategy, experiment.num_clients, recipe.num_rounds, recipe.seed
+    )
     strategy.call_roll(grid)
-    board = Scoreboard(experiment)
+
+    def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
+        return _ask_clients(grid, strategy, experiment, split, student, round_number)
+
+    board = Scoreboard(experiment, None if recipe.strategy.exchange == "all" else ask)
     arrays = ArrayRecord(initial)
     tensors = initial
     for number in range(1, recipe.num_rounds + 1):
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
-        arrays = _one_round(grid, strategy, arrays, number)
+        arrays = _one_round(grid, strategy, arrays, number, board.best_round)
         tensors = dict(arrays.to_torch_state_dict())
         reports = [(report.weight, report.metrics) for report in strategy.reports]
         board.record(number, tensors, reports, time.perf_counter() - started)
         if observer:
             observer.round_finished(board)
+        if board.is_exhausted:
+            break
     board.finish()
     return board, tensors
 
 
 def _one_round(
-    grid: Grid, strategy: SeededStrategy, arrays: ArrayRecord, number: int
+    grid: Grid, strategy: SeededStrategy, arrays: ArrayRecord, number: int, best_round: int
 ) -> ArrayRecord:
-    messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+    config = ConfigRecord({wire.BEST_ROUND: best_round})
+    messages = strategy.configure_train(number, arrays, config, grid)
     replies = grid.send_and_receive(messages)
     aggregated, _ = strategy.aggregate_train(number, replies)
     return aggregated
+
+
+def _ask_clients(
+    grid: Grid,
+    strategy: SeededStrategy,
+    experiment: Experiment,
+    split: HeldOut,
+    student: Arrays,
+    round_number: int,
+) -> Probabilities:
+    """Predictions of a split by the clients, each with its own tensors as of a round."""
+    config = ConfigRecord({wire.SPLIT: split, wire.AS_OF_ROUND: round_number})
+    messages = strategy.configure_evaluate(round_number, ArrayRecord(student), config, grid)
+    strategy.aggregate_evaluate(round_number, grid.send_and_receive(messages))
+    return assemble(experiment, split, strategy.evaluations)

@@ -18,8 +18,10 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.models import states
 from fedkd.partition import Partition
+from fedkd.prediction import Probabilities
+from server.evaluation import Arrays
 from server.plots import plot_curves
-from server.scoreboard import Arrays, Scoreboard, student_arrays
+from server.scoreboard import Scoreboard, student_arrays
 
 Mode = Literal["federated", "centralized"]
 VERSIONS = ("fedkd", "torch", "torchvision", "flwr", "numpy", "pandas")
@@ -102,7 +104,11 @@ class RunDirectory:
     def finish(self, board: Scoreboard, arrays: Arrays) -> dict[str, Any]:
         """Write predictions, students, picture and summary; returns the summary."""
         self._write_table("per_class.csv", per_class_table(board))
-        self._write_table("predictions_test.csv", predictions_table(board))
+        test = board.experiment.splits.test
+        assert board.test_probabilities is not None, "the run is not finished"
+        self._write_table("predictions_test.csv", predictions_table(test, board.test_probabilities))
+        if board.best_own:
+            self._write_table("predictions_clients.csv", own_predictions_table(board))
         for name, tensors in (
             ("student.safetensors", student_arrays(arrays)),
             ("best_student.safetensors", board.best_arrays),
@@ -160,6 +166,7 @@ def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
         "student_sha256": states.sha256(student_arrays(arrays)),
         "best_student_sha256": states.sha256(board.best_arrays),
         "num_rounds": len(board.rounds),
+        "stopped_early": len(board.rounds) < board.experiment.recipe.num_rounds,
         "best_round": board.best_round,
         "val": board.best_val.to_dict(),
         "test": board.test.to_dict(),
@@ -195,18 +202,32 @@ def per_class_table(board: Scoreboard) -> pd.DataFrame:
     )
 
 
-def predictions_table(board: Scoreboard) -> pd.DataFrame:
-    """A row per test image: id, site, label, prediction and the probability of each class."""
-    assert board.test_probabilities is not None, "the run is not finished"
-    test = board.experiment.splits.test
-    names = np.asarray(test.class_names)
+def predictions_table(images: LabelledImages, probabilities: Probabilities) -> pd.DataFrame:
+    """A row per image: id, site, label, prediction and the probability of each class."""
+    names = np.asarray(images.class_names)
     table = pd.DataFrame(
         {
-            "id": list(test.ids),
-            "site": np.asarray(test.site_names)[test.sites],
-            "label": names[test.labels],
-            "prediction": names[board.test_probabilities.argmax(axis=1)],
+            "id": list(images.ids),
+            "site": np.asarray(images.site_names)[images.sites],
+            "label": names[images.labels],
+            "prediction": names[probabilities.argmax(axis=1)],
         }
     )
-    probabilities = pd.DataFrame(board.test_probabilities, columns=[f"p_{name}" for name in names])
-    return pd.concat([table, probabilities], axis=1)
+    columns = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in names])
+    return pd.concat([table, columns], axis=1)
+
+
+def own_predictions_table(board: Scoreboard) -> pd.DataFrame:
+    """The same for val, as each client's own student predicts the client's own part of it.
+
+    These are the students after the local training of the round that is best on val, or of the
+    last round before it in which the client trained.
+    """
+    experiment = board.experiment
+    tables = []
+    for number, probabilities in sorted(board.best_own.items()):
+        images = experiment.splits.val.subset(experiment.held_out_rows["val"][number])
+        table = predictions_table(images, probabilities)
+        table.insert(0, "client", experiment.partition.client_names[number])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -6,15 +6,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from fedkd import wire
+from fedkd.data.images import Integers
 from fedkd.experiment import Experiment
-from fedkd.metrics import Evaluation
+from fedkd.metrics import Evaluation, balanced_accuracy, mcc
 from fedkd.models.student import Student
-from server.evaluation import Probabilities, report_test, validate
+from fedkd.prediction import Probabilities
+from server.evaluation import (
+    Arrays,
+    Predict,
+    on_the_server,
+    own_confusion,
+    own_probabilities,
+    report_test,
+    validate,
+)
 
-Arrays = dict[str, Tensor]
 Row = dict[str, Any]
 
 
@@ -42,22 +52,28 @@ class Scoreboard:
         best_round: Round whose student scored best on val, the first one of equals; 0 before any.
         best_val: Its scores.
         best_arrays: That student.
+        best_own: For each client that has trained by then, what its own student predicted on its
+            own part of val, by partition id; empty unless ``evaluation.personalised``.
         test: Scores on test, after :meth:`finish`.
         test_probabilities: Class probabilities on test, after :meth:`finish`.
+        predict: How a split is predicted; None means on the server.
     """
 
     experiment: Experiment
+    predict: Predict | None = None
     rounds: list[Row] = field(default_factory=list)
     clients: list[Row] = field(default_factory=list)
     best_round: int = 0
     best_val: Evaluation | None = None
     best_arrays: Arrays = field(default_factory=dict)
+    best_own: dict[int, Probabilities] = field(default_factory=dict)
     test: Evaluation | None = None
     test_probabilities: Probabilities | None = None
 
     def __post_init__(self) -> None:
-        """Make one student for all evaluations."""
-        self._student = self.experiment.build_student()
+        """Start the clock."""
+        self._predict = self.predict or on_the_server(self.experiment)
+        self._own: dict[int, Probabilities] = {}
         self._started = time.perf_counter()
 
     @property
@@ -82,26 +98,48 @@ class Scoreboard:
         """
         reports = list(reports)
         student = student_arrays(arrays)
-        self._student.load_state_dict(student)
-        val = validate(self._student, self.experiment)
+        val = validate(self.experiment, self._predict, student, round_number)
         row: Row = {"round": round_number, **_pooled([metrics for _, metrics in reports])}
         row.update({f"val_{name}": value for name, value in val.scalars().items()})
+        row.update(self._record_own([metrics for _, metrics in reports]))
         row["seconds"] = seconds
         self.rounds.append(row)
         self.clients += [self._client_row(round_number, *report) for report in reports]
         if self._is_better(val):
             self.best_round, self.best_val, self.best_arrays = round_number, val, student
+            self.best_own = dict(self._own)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the val score has not become better for ``evaluation.patience`` rounds."""
+        patience = self.experiment.recipe.evaluation.patience
+        return patience is not None and len(self.rounds) - self.best_round >= patience
 
     def finish(self) -> None:
         """Test the student that was chosen on val."""
         assert self.best_val is not None, "finish() before any round"
-        self._student.load_state_dict(self.best_arrays)
-        self.test, self.test_probabilities = report_test(self._student, self.experiment)
+        self.test, self.test_probabilities = report_test(
+            self.experiment, self._predict, self.best_arrays, self.best_round
+        )
 
     def final_student(self, arrays: Mapping[str, Tensor]) -> Student:
-        """The global student as a module, in eval mode; the board evaluates nothing afterwards."""
-        self._student.load_state_dict(student_arrays(arrays))
-        return self._student.eval()
+        """The global student as a module, in eval mode.
+
+        Tensors that stay with the clients (``strategy.exchange``) have their initial values.
+        """
+        student = self.experiment.build_student()
+        student.load_state_dict({**student.state_dict(), **student_arrays(arrays)})
+        return student.eval()
+
+    def _record_own(self, reports: Iterable[Mapping[str, Any]]) -> Row:
+        """Keep the predictions of the clients' own students; their pooled scores on val."""
+        total = np.zeros((self.experiment.num_classes,) * 2, np.int64)
+        for metrics in reports:
+            if wire.PROBABILITIES in metrics:
+                number = int(metrics[wire.PARTITION_ID])
+                self._own[number] = own_probabilities(metrics, self.experiment.num_classes)
+                total += own_confusion(self.experiment, number, self._own[number])
+        return _own_scores(total) if total.any() else {}
 
     def _is_better(self, val: Evaluation) -> bool:
         if self.best_val is None:
@@ -125,6 +163,11 @@ class Scoreboard:
                 for key, value in metrics.items()
                 if key.startswith(wire.MEAN)
             },
+            **(
+                _own_scores(own_confusion(self.experiment, number, self._own[number]))
+                if wire.PROBABILITIES in metrics
+                else {}
+            ),
             "seconds": metrics[wire.SECONDS],
         }
 
@@ -132,6 +175,13 @@ class Scoreboard:
 def student_arrays(arrays: Mapping[str, Tensor]) -> Arrays:
     """The student's tensors among all that travel."""
     return {name: t for name, t in arrays.items() if not name.startswith(wire.PROMPTS)}
+
+
+def _own_scores(confusion: Integers) -> Row:
+    return {
+        "own_val_balanced_accuracy": balanced_accuracy(confusion),
+        "own_val_mcc": mcc(confusion),
+    }
 
 
 def _pooled(reports: list[Mapping[str, Any]]) -> Row:

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
-from torch import nn
 
 from clients.app import ProcessMemory
 from clients.app import make_app as make_client_app
@@ -20,12 +19,14 @@ from fedkd.data.images import LabelledImages
 from fedkd.experiment import Experiment, InitialStudent, open_experiment
 from fedkd.models.student import Student
 from fedkd.recipe import Recipe
+from fedkd.teachers.opening import GivenTeacher
 from server.app import make_app as make_server_app
 from server.centralized import run_centralized
 from server.engines.inprocess import InProcessGrid
+from server.evaluation import Arrays
 from server.federation import run_federation
 from server.results import Mode, RunDirectory, summarise
-from server.scoreboard import Arrays, Observer, Scoreboard
+from server.scoreboard import Observer, Scoreboard
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def simulate(
     sites: Sequence[LabelledImages] | None = None,
     val: LabelledImages | None = None,
     test: LabelledImages | None = None,
-    teacher: nn.Module | None = None,
+    teacher: GivenTeacher | None = None,
     initial_student: InitialStudent | None = None,
     *,
     centralized: bool = False,
@@ -70,7 +71,7 @@ def simulate(
         val: Images to select on.
         test: Images to report on.
         teacher: A module that maps pixels, as the student gets them, to features (batch, D),
-            instead of ``config.teacher``. It is copied and frozen.
+            instead of ``config.teacher``; a sequence has one for each hospital. Copied and frozen.
         initial_student: Initial weights: a module or a state dict with the student's names.
         centralized: Pool all images and train in a plain loop, without Flower.
         output: Folder for a run directory; None writes nothing.

@@ -7,7 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from fedkd.metrics import Evaluation
+from fedkd.metrics import Evaluation, balanced_accuracy, mcc
+from server.evaluation import own_confusion
 from server.scoreboard import Scoreboard
 
 METRICS = {
@@ -51,6 +52,26 @@ def print_results(console: Console, board: Scoreboard) -> None:
         f"{_number(test.worst_site_balanced_accuracy)} {test.worst_site}",
     )
     console.print(table)
+    if board.best_own:
+        console.print(_own_table(board))
+
+
+def _own_table(board: Scoreboard) -> Table:
+    """Each client's own student on its own part of val."""
+    experiment = board.experiment
+    table = Table(title="each hospital's own student on its own part of val")
+    table.add_column("")
+    for column in ("images", "balanced accuracy", "MCC"):
+        table.add_column(column, justify="right")
+    for number, probabilities in sorted(board.best_own.items()):
+        confusion = own_confusion(experiment, number, probabilities)
+        table.add_row(
+            experiment.partition.client_names[number],
+            str(len(probabilities)),
+            _number(balanced_accuracy(confusion)),
+            _number(mcc(confusion)),
+        )
+    return table
 
 
 def print_partition(console: Console, table: pd.DataFrame) -> None:

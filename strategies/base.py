@@ -61,32 +61,42 @@ class SeededStrategy(Strategy):
 
     Args:
         num_clients: Clients to wait for.
+        num_rounds: Rounds of the whole run.
         seed: The experiment's seed.
         fraction_train: Fraction of the clients that train in a round.
         inner: Flower's strategy that sums arrays; it must weigh by the key ``"weight"``.
     """
 
-    score_classes = False
-    """Whether clients must send the losses per class of the student that they received."""
-
     def __init__(
         self,
         num_clients: int,
+        num_rounds: int,
         seed: int,
         fraction_train: float = 1.0,
         inner: Strategy | None = None,
     ) -> None:
         self.num_clients = num_clients
+        self.num_rounds = num_rounds
         self.seed = seed
         self.fraction_train = fraction_train
         self.reports: list[ClientReport] = []
+        self.evaluations: dict[int, Metrics] = {}
         self._inner = inner or FedAvg(weighted_by_key=WEIGHT)
         self._nodes: dict[int, int] = {}
         self._received: dict[str, npt.NDArray[Any]] = {}
 
-    def weigh(self, metrics: Sequence[Metrics]) -> list[float]:
-        """One non-negative weight for each client; only their ratios matter."""
+    def weigh(self, metrics: Sequence[Metrics], server_round: int) -> list[float]:
+        """One non-negative weight for each client; only their ratios matter.
+
+        Args:
+            metrics: What each client sent, by the keys of :mod:`fedkd.wire`.
+            server_round: From 1.
+        """
         raise TypeError(f"{type(self).__name__} must say how it weighs clients")
+
+    def scores_classes(self, server_round: int) -> bool:
+        """Whether clients must send the losses per class of the student that they received."""
+        return False
 
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
         """Wait for all clients and learn which node has which partition.
@@ -135,7 +145,7 @@ class SeededStrategy(Strategy):
         # Kept to compare the replies with: names, shapes and dtypes must be what was sent.
         self._received = {name: array.numpy() for name, array in arrays.items()}
         config[wire.ROUND] = server_round
-        config[wire.SCORE_CLASSES] = self.score_classes
+        config[wire.SCORE_CLASSES] = self.scores_classes(server_round)
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
         return [
             Message(
@@ -163,7 +173,7 @@ class SeededStrategy(Strategy):
             raise ClientFailure(f"no client replied in round {server_round}")
         metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
         updates = [self._check(reply, numbers[reply.metadata.src_node_id]) for reply in answers]
-        weights = self.weigh(metrics)
+        weights = self.weigh(metrics, server_round)
         total = sum(weights)
         if not np.isfinite(total) or total <= 0 or min(weights) < 0:
             raise UpdateRefused(f"the clients' weights {weights} cannot be normalised")
@@ -220,13 +230,32 @@ class SeededStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """No messages: the server evaluates on its own val split."""
-        return []
+        """Messages to all clients, in partition order, that ask for predictions."""
+        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        return [
+            Message(
+                content=content,
+                message_type=MessageType.EVALUATE,
+                dst_node_id=node,
+                group_id=str(server_round),
+            )
+            for _, node in sorted(self._nodes.items())
+        ]
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Nothing to aggregate."""
+        """Nothing is averaged; what each client sent is left in :attr:`evaluations`.
+
+        Raises:
+            ClientFailure: A client raised or did not answer; its name and traceback are in the
+                text.
+        """
+        answers = _answers(replies, {node: number for number, node in self._nodes.items()})
+        metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
+        self.evaluations = {cast(int, m[wire.PARTITION_ID]): m for m in metrics}
+        if missing := sorted(set(self._nodes) - set(self.evaluations)):
+            raise ClientFailure(f"clients {missing} did not evaluate in round {server_round}")
         return None
 
     def summary(self) -> None:

@@ -6,6 +6,8 @@ from fedkd.recipe import StrategyConfig
 from strategies.base import SeededStrategy
 from strategies.fedavg import FedAvg
 from strategies.mas import MAS
+from strategies.mas_drw import MASDRW
+from strategies.mas_inv import MASInv
 
 
 class Entry(NamedTuple):
@@ -18,11 +20,18 @@ class Entry(NamedTuple):
 STRATEGIES: dict[str, Entry] = {
     "fedavg": Entry(FedAvg, "weights are numbers of images (McMahan et al. 2017)"),
     "mas": Entry(MAS, "weights are robust factors of class losses (Elbatel et al. 2023)"),
+    "mas_inv": Entry(MASInv, "mas, with inverted class losses in the robust factor"),
+    "mas_drw": Entry(MASDRW, "fedavg; in the last fifth of the rounds, images x robust factor"),
 }
 
 
-def make_strategy(config: StrategyConfig, num_clients: int, seed: int) -> SeededStrategy:
+def make_strategy(
+    config: StrategyConfig, num_clients: int, num_rounds: int, seed: int
+) -> SeededStrategy:
     """The strategy that the recipe names."""
     return STRATEGIES[config.name].build(
-        num_clients=num_clients, seed=seed, fraction_train=config.fraction_train
+        num_clients=num_clients,
+        num_rounds=num_rounds,
+        seed=seed,
+        fraction_train=config.fraction_train,
     )

@@ -13,6 +13,6 @@ class FedAvg(SeededStrategy):
     Data", AISTATS 2017 (algorithm 1). The sum is Flower's.
     """
 
-    def weigh(self, metrics: Sequence[Metrics]) -> list[float]:
+    def weigh(self, metrics: Sequence[Metrics], server_round: int) -> list[float]:
         """Images that one local epoch sees."""
         return [float(m[wire.NUM_EXAMPLES]) for m in metrics]

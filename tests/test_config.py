@@ -74,7 +74,7 @@ def test_a_circle_of_extends_is_refused(tmp_path):
         ),
         (
             ["strategy.name=fedavvg"],
-            "strategy.name is 'fedavvg' on .*; it must be 'fedavg' or 'mas'",
+            "strategy.name is 'fedavvg' on .*; it must be 'fedavg', 'mas', 'mas_inv' or 'mas_drw'",
         ),
         (
             ["data.name=isic"],
@@ -126,7 +126,15 @@ def test_every_field_has_a_description():
 
 
 def test_the_explained_config_loads_back_to_the_same(tmp_path):
-    recipe = Recipe(num_clients=3, output='a "b"')
+    recipe = config.build(
+        Recipe,
+        {
+            "num_clients": 3,
+            "output": 'a "b"',
+            "schedule": {"name": "torch", "scheduler": "StepLR", "options": {"step_size": 2}},
+            "teacher": {"by_client": [{"clients": ["x"], "std": [1, 1, 2]}, {"clients": ["y"]}]},
+        },
+    )
     text = config.explain(recipe)
     assert config.load(Recipe, write(tmp_path, "a.toml", text)) == recipe
-    assert "# Step size of the optimiser." in text
+    assert "# Initial step size of the optimiser; see [schedule]." in text

@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, matthews_corrcoef
 
 from fedkd.models import states
-from server.evaluation import predict, report_test, score, validate
+from fedkd.prediction import predict
+from server.evaluation import on_the_server, report_test, score, validate
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def student(opened):
 def test_probabilities_are_the_softmax_of_the_classifier_without_prior(opened, student):
     experiment = opened()
     images = experiment.splits.val
-    probabilities = predict(student, experiment, images)
+    probabilities = predict(student, experiment.held_out_loader("val"), 5)
     assert probabilities.dtype == np.float64
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(12), rel=1e-12)
     with torch.no_grad():
@@ -33,35 +34,43 @@ def test_probabilities_are_the_softmax_of_the_classifier_without_prior(opened, s
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
 def test_the_batch_size_does_not_matter(opened, student, batch_size):
-    one = predict(student, opened(), opened().splits.val)
-    experiment = opened(evaluation={"batch_size": batch_size})
-    np.testing.assert_allclose(predict(student, experiment, experiment.splits.val), one, rtol=1e-4)
+    loader = opened().held_out_loader("val")
+    one = predict(student, loader, 12)
+    np.testing.assert_allclose(predict(student, loader, batch_size), one, rtol=1e-4)
+
+
+def test_no_image_gives_no_row(opened, student):
+    loader = opened().held_out_loader("val")
+    loader.indices = loader.indices[:0]
+    assert predict(student, loader, 12).shape == (0, 4)
 
 
 def test_evaluation_leaves_the_student_as_it_was(opened, student):
     before = states.sha256(student.state_dict())
-    validate(student.train(), opened())
+    predict(student.train(), opened().held_out_loader("val"), 5)
     assert states.sha256(student.state_dict()) == before
 
 
 def test_val_and_test_are_scored_on_their_own_images(opened, student):
     experiment = opened()
-    val = validate(student, experiment)
-    test, probabilities = report_test(student, experiment)
+    arrays, predicting = student.state_dict(), on_the_server(experiment)
+    val = validate(experiment, predicting, arrays, 1)
+    test, probabilities = report_test(experiment, predicting, arrays, 1)
     assert (val.num_images, test.num_images) == (12, 14)
-    for result, split in ((val, experiment.splits.val), (test, experiment.splits.test)):
-        predicted = predict(student, experiment, split).argmax(axis=1)
+    for result, name in ((val, "val"), (test, "test")):
+        split = getattr(experiment.splits, name)
+        predicted = predict(student, experiment.held_out_loader(name), 256).argmax(axis=1)
         assert result.balanced_accuracy == pytest.approx(
             balanced_accuracy_score(split.labels, predicted)
         )
         assert result.mcc == pytest.approx(matthews_corrcoef(split.labels, predicted))
-    assert np.array_equal(probabilities, predict(student, experiment, experiment.splits.test))
+    assert np.array_equal(probabilities, predict(student, experiment.held_out_loader("test"), 256))
 
 
 def test_groups_sites_and_classes_have_their_names(opened):
     experiment = opened()
     images = experiment.splits.val
-    result = score(experiment, images, np.eye(4)[images.labels])
+    result = score(experiment, "val", np.eye(4)[images.labels])
     assert result.recall_per_class == dict.fromkeys("abcd", 1.0)
     assert result.recall == {"head": 1.0, "medium": 1.0, "tail": 1.0}
     assert result.balanced_accuracy_per_site == dict.fromkeys(("north", "south", "west"), 1.0)
@@ -72,21 +81,20 @@ def test_tail_recall_is_that_of_the_classes_rare_in_training(opened):
     tail = experiment.groups()["tail"]
     images = experiment.splits.val
     wrong = np.where(np.isin(images.labels, tail), 0, images.labels)
-    result = score(experiment, images, np.eye(4)[wrong])
+    result = score(experiment, "val", np.eye(4)[wrong])
     assert result.recall["tail"] == 0
     assert result.recall["head"] == result.recall["medium"] == 1
 
 
 def test_a_site_without_images_in_a_split_is_undefined_and_never_the_worst(opened):
-    experiment = opened()
-    images = experiment.splits.val
+    images = opened().splits.val
     images = dataclasses.replace(images, sites=np.minimum(images.sites, 1))
-    result = score(experiment, images, np.eye(4)[(images.labels + 1) % 4])
+    result = score(opened({"val": images}), "val", np.eye(4)[(images.labels + 1) % 4])
     assert np.isnan(result.balanced_accuracy_per_site["west"])
     assert result.worst_site == "north"
 
 
 def test_float64_students_are_evaluated_in_float64(opened):
     experiment = opened(training={"dtype": "float64"})
-    probabilities = predict(experiment.build_student(), experiment, experiment.splits.val)
+    probabilities = predict(experiment.build_student(), experiment.held_out_loader("val"), 256)
     assert not np.array_equal(probabilities, probabilities.astype(np.float32))

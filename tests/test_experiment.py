@@ -77,13 +77,13 @@ def test_head_medium_and_tail_divide_all_classes(opened):
 
 def test_supervised_runs_without_a_teacher_even_if_one_is_given(opened):
     experiment = opened(objective={"name": "supervised"})
-    assert experiment.teacher is None
+    assert experiment.teachers == ()
     assert experiment.build_student().p_free is None
 
 
 def test_the_given_teacher_is_copied_frozen_and_in_the_dtype_of_the_run(opened, tiny_teacher):
     experiment = opened(training={"dtype": "float64"})
-    teacher = experiment.teacher
+    teacher = experiment.teacher_of(0)
     assert teacher.backbone is not tiny_teacher
     assert teacher.num_features == 10
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -99,7 +99,7 @@ def test_a_given_teacher_object_keeps_its_normalisation_and_head(opened, teacher
     head = nn.Linear(10, 4)
     given = Teacher("mine", teacher, num_features=10, mean=(0.5,) * 3, std=(0.2,) * 3,
                     input_size=20, head=head, head_kind="contrastive")  # fmt: skip
-    used = opened(teacher=given).teacher
+    used = opened(teacher=given).teacher_of(1)
     assert used is not given
     assert (used.name, used.input_size, used.head_kind) == ("mine", 20, "contrastive")
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -116,10 +116,12 @@ def test_a_teacher_without_batchnorm_gets_measured_moments_for_prompts_only(open
             return self.conv(x).mean((2, 3))
 
     changes = {"teacher": Flat()}
-    assert not opened(**changes, objective={"name": "ekd"}).teacher.has_reference
+    assert not opened(**changes, objective={"name": "ekd"}).teacher_of(0).has_reference
     experiment = open_experiment(opened().recipe.model_copy(), **_data(opened), teacher=Flat())
-    assert experiment.teacher.has_reference
-    assert all(moments.mean.isfinite().all() for moments in experiment.teacher.reference.values())
+    assert experiment.teacher_of(0).has_reference
+    assert all(
+        moments.mean.isfinite().all() for moments in experiment.teacher_of(0).reference.values()
+    )
 
 
 def _data(opened):

@@ -42,11 +42,11 @@ def breaking(monkeypatch):
         trained = []
         train = Node.train
 
-        def maybe(self, partition_id, arrays, state, round_number, score_classes=False):
+        def maybe(self, partition_id, arrays, state, round_number, *rest, **options):
             trained.append((round_number, partition_id))
             if (round_number, partition_id) == (2, 1):
                 raise error
-            return train(self, partition_id, arrays, state, round_number, score_classes)
+            return train(self, partition_id, arrays, state, round_number, *rest, **options)
 
         monkeypatch.setattr(Node, "train", maybe)
         return trained

@@ -100,7 +100,7 @@ def test_shared_prompts_that_are_received_replace_those_that_a_client_remembers(
 
 
 def test_a_client_trains_otherwise_in_another_round_and_as_another_client(open_node):
-    node = open_node(**SUPERVISED, num_rounds=1)
+    node = open_node(**SUPERVISED)
     initial = node.initial_arrays()
     first, second = (node.train(0, initial, {}, number)[0].arrays for number in (1, 2))
     assert not same(first, second)
@@ -131,7 +131,7 @@ def test_a_step_by_hand(open_node):
     experiment = node.experiment
     reply, _ = node.train(2, node.initial_arrays(), {}, 1)
     student = experiment.build_student().train()
-    optimizer = make_optimizer(experiment.recipe.training, student.parameters())
+    optimizer = make_optimizer(experiment.recipe.training, student.parameters(), 2e-3)
     order = seeding.rng(0, "order", 1, 2, 0).permutation(6)
     pixels, labels = experiment.loader(2).batch(order)
     pixels = augment(pixels, experiment.recipe.augmentation, seeding.generator(0, "augment", 1, 2))
@@ -141,7 +141,7 @@ def test_a_step_by_hand(open_node):
         torch.nn.functional.cross_entropy(logits + prior, labels)
         for logits in (out.logits, out.projected_logits)
     )
-    distance = feature_distillation(out.projection, experiment.teacher.features(pixels))
+    distance = feature_distillation(out.projection, experiment.teacher_of(0).features(pixels))
     (loss + 3 * distance.mean()).backward()
     optimizer.step()
     for name, tensor in student.state_dict().items():
@@ -196,7 +196,7 @@ def test_scores_are_those_of_the_received_student_and_change_nothing(open_node, 
         prior = torch.log(counts / counts.sum() + 1e-12)
         losses = torch.nn.functional.cross_entropy(out.logits + prior, labels, reduction="none")
     else:
-        losses = feature_distillation(out.projection, experiment.teacher.features(pixels))
+        losses = feature_distillation(out.projection, experiment.teacher_of(0).features(pixels))
     expected = [losses[labels == c].sum().item() for c in range(4)]
     assert scored.metrics[wire.CLASS_SCORES] == pytest.approx(expected, rel=1e-5)
 

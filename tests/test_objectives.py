@@ -14,6 +14,7 @@ from clients.supervised import Supervised
 from fedkd.experiment import open_experiment
 from fedkd.fourier.spectrum import mean_amplitude
 from fedkd.losses.distillation import feature_distillation
+from fedkd.losses.factory import LossConfig, make_loss
 from fedkd.models import states
 from fedkd.models.student import StudentOutput
 
@@ -28,6 +29,10 @@ OUTPUT = StudentOutput(
 )
 TARGET = torch.tensor([[0.0, 5.0], [0.0, 1.0]])
 PIXELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def loss_of(name):
+    return make_loss(name, LossConfig(), COUNTS, 1, 1)
 
 
 def student(pixels):
@@ -51,7 +56,7 @@ DISTANCES = [2.0, 0.0]
 
 @pytest.mark.parametrize(("loss", "expected"), [("bsm", BSM), ("ce", CE)])
 def test_supervised_by_hand(loss, expected):
-    objective = Supervised(loss, COUNTS)
+    objective = Supervised(loss_of(loss))
     losses = objective.loss(student, PIXELS, LABELS)
     assert losses.per_example.tolist() == pytest.approx(expected)
     assert losses.total.item() == pytest.approx(sum(expected) / 2)
@@ -64,7 +69,7 @@ def test_supervised_by_hand(loss, expected):
 @pytest.mark.parametrize(("loss", "own", "free"), [("bsm", BSM, BSM_FREE), ("ce", CE, CE_FREE)])
 @pytest.mark.parametrize("lambda_f", [3.0, 0.5])
 def test_ekd_by_hand(loss, own, free, lambda_f):
-    objective = EKD(loss, COUNTS, TEACHER, lambda_f)
+    objective = EKD(loss_of(loss), TEACHER, lambda_f)
     losses = objective.loss(student, PIXELS, LABELS)
     means = {"loss_supervised": sum(own) / 2, "loss_projected": sum(free) / 2,
              "loss_distillation": 1.0}  # fmt: skip
@@ -78,7 +83,7 @@ def test_ekd_by_hand(loss, own, free, lambda_f):
 
 
 def test_without_distillation_the_loss_per_example_and_the_scores_are_supervised():
-    objective = EKD("bsm", COUNTS, TEACHER, 0.0)
+    objective = EKD(loss_of("bsm"), TEACHER, 0.0)
     losses = objective.loss(student, PIXELS, LABELS)
     assert losses.total.item() == pytest.approx((sum(BSM) + sum(BSM_FREE)) / 2)
     assert losses.per_example.tolist() == pytest.approx(BSM)
@@ -99,7 +104,7 @@ def fopro(open_tiny):
 
     def make(client=0, **changes):
         experiment = open_tiny(**changes)
-        objective = make_objective(experiment, client)
+        objective = make_objective(experiment, client, 1)
         return objective, experiment.build_student(), experiment.loader(client)
 
     return make
@@ -120,7 +125,7 @@ def prompts_seen(objective, pixels):
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_every_objective_of_the_catalog_can_be_made_and_has_gradients(open_tiny, name):
     experiment = open_tiny(objective={"name": name})
-    objective, network = make_objective(experiment, 1), experiment.build_student().train()
+    objective, network = make_objective(experiment, 1, 1), experiment.build_student().train()
     pixels, labels = experiment.loader(1).batch(np.arange(6))
     objective.start_round(network, experiment.loader(1), 1)
     network.train()
@@ -136,7 +141,7 @@ def test_ekd_distils_from_the_plain_teacher_and_fopro_from_the_prompted_one(open
     objective, network, loader = fopro()
     pixels = loader.pixels(np.arange(8))
     plain = objective.teacher.features(pixels)
-    ekd = make_objective(open_tiny(objective={"name": "ekd"}), 0)
+    ekd = make_objective(open_tiny(objective={"name": "ekd"}), 0, 1)
     assert torch.equal(ekd.target(pixels), plain)
     objective.start_round(network, loader, 1)
     target = objective.target(pixels)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.models import states
+from fedkd.prediction import predict
 from fedkd.recipe import Recipe
 from server import results, simulate
-from server.evaluation import predict
 from server.results import RunDirectory
 
 FILES = {
     "config.toml", "rounds.csv", "clients.csv", "per_class.csv", "partition.csv",
-    "predictions_test.csv", "student.safetensors", "best_student.safetensors", "curves.png",
-    "summary.json",
+    "predictions_test.csv", "predictions_clients.csv", "student.safetensors",
+    "best_student.safetensors", "curves.png", "summary.json",
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_the_stored_best_student_makes_those_predictions(finished):
     experiment = finished.board.experiment
     student = experiment.build_student()
     student.load_state_dict(load_file(finished.path / "best_student.safetensors"))
-    again = predict(student, experiment, experiment.splits.test)
+    again = predict(student, experiment.held_out_loader("test"), 256)
     table = pd.read_csv(finished.path / "predictions_test.csv")
     np.testing.assert_allclose(table[[f"p_{name}" for name in "abcd"]], again, rtol=1e-12)
 

@@ -9,7 +9,7 @@ import torch
 from fedkd import wire
 from fedkd.models import states
 from server import scoreboard
-from server.evaluation import validate
+from server.evaluation import on_the_server, validate
 from server.scoreboard import Scoreboard, student_arrays
 
 NAN = math.nan
@@ -33,10 +33,11 @@ def board(opened, monkeypatch):
     def make(scores, key="balanced_accuracy"):
         experiment = opened(evaluation={"select_on": key})
         board = Scoreboard(experiment)
-        plain = validate(experiment.build_student(), experiment)
+        initial = experiment.build_student().state_dict()
+        plain = validate(experiment, on_the_server(experiment), initial, 0)
         coming = iter(scores)
 
-        def fake(student, experiment):
+        def fake(*_):
             return dataclasses.replace(plain, **{key: next(coming)})
 
         monkeypatch.setattr(scoreboard, "validate", fake)
@@ -78,9 +79,11 @@ def test_the_first_of_the_best_rounds_is_chosen(board, scores, best, key):
 def test_the_chosen_student_is_tested_and_not_the_last_one(board):
     result = board([0.1, 0.3, 0.2])
     assert result.test is None
+    asked, predict = [], result._predict
+    result._predict = lambda *what: asked.append(what) or predict(*what)
     result.finish()
-    # All weight is on the biases, which are equal: what differs is that round 2's student is in.
-    assert result._student.state_dict()["fc.bias"].tolist() == [2.0] * 4
+    ((split, student, number),) = asked
+    assert (split, student["fc.bias"].tolist(), number) == ("test", [2.0] * 4, 2)
     assert result.test.num_images == len(result.test_probabilities) == 14
 
 
@@ -129,13 +132,14 @@ def test_the_test_split_is_looked_at_once_with_the_student_chosen_on_val(run, mo
     calls, seen = [], []
     report_test, validated = scoreboard.report_test, scoreboard.validate
 
-    def count(student, experiment):
-        calls.append(states.sha256(student.state_dict()))
-        return report_test(student, experiment)
+    def count(experiment, predict, student, number):
+        calls.append(states.sha256(student))
+        return report_test(experiment, predict, student, number)
 
-    def remember(student, experiment):
-        seen.append((states.sha256(student.state_dict()), validated(student, experiment)))
-        return seen[-1][1]
+    def remember(experiment, predict, student, number):
+        val = validated(experiment, predict, student, number)
+        seen.append((states.sha256(student), val))
+        return val
 
     monkeypatch.setattr(scoreboard, "report_test", count)
     monkeypatch.setattr(scoreboard, "validate", remember)

@@ -81,7 +81,7 @@ def test_the_teacher_of_a_run_keeps_every_bit(run, monkeypatch, objective):
 
     def open_and_keep(*args, **kwargs):
         experiment = open_experiment(*args, **kwargs)
-        teacher = experiment.teacher
+        teacher = experiment.teacher_of(0)
         opened.append((teacher, states.sha256(teacher.state_dict())))
         return experiment
 
@@ -191,10 +191,10 @@ def test_generators_of_clients_differ_unless_shared_and_travel_only_then(
     received, kept = {}, {}
     train = Node.train
 
-    def watch(self, partition_id, arrays, state, round_number, score_classes=False):
+    def watch(self, partition_id, arrays, state, round_number, *rest, **options):
         names = [name for name in arrays if name.startswith("prompts/")]
         received[round_number, partition_id] = {name: arrays[name].clone() for name in names}
-        reply, new = train(self, partition_id, arrays, state, round_number, score_classes)
+        reply, new = train(self, partition_id, arrays, state, round_number, *rest, **options)
         kept[round_number, partition_id] = {
             name: tensor for name, tensor in new["objective"].items() if "generator" in name
         }

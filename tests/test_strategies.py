@@ -11,7 +11,6 @@ from fedkd.recipe import StrategyConfig
 from server.engines.inprocess import InProcessGrid
 from strategies.base import HeldArray
 from strategies.factory import STRATEGIES, make_strategy
-from strategies.mas import robust_factor
 
 GLOBAL = {
     "w": np.zeros(3, np.float32),
@@ -45,7 +44,7 @@ def update(
 class Federation:
     """A strategy, and clients that answer with what they are given."""
 
-    def __init__(self, name, updates, fraction=1.0, seed=0):
+    def __init__(self, name, updates, fraction=1.0, seed=0, num_rounds=10):
         app = ClientApp()
         num = len(updates)
 
@@ -66,7 +65,7 @@ class Federation:
 
         self.grid = InProcessGrid(app, num)
         config = StrategyConfig(name=name, fraction_train=fraction)
-        self.strategy = make_strategy(config, num, seed)
+        self.strategy = make_strategy(config, num, num_rounds, seed)
 
     def round(self, number=1, reverse=False):
         messages = self.strategy.configure_train(number, record(GLOBAL), ConfigRecord(), self.grid)
@@ -74,63 +73,59 @@ class Federation:
         arrays, _ = self.strategy.aggregate_train(number, replies[::-1] if reverse else replies)
         return {name: array.numpy() for name, array in arrays.items()}
 
+    def weights(self, number=1):
+        self.round(number)
+        return [report.weight for report in self.strategy.reports]
+
+    def scoring_rounds(self, num_rounds):
+        """Rounds in which clients are told to send class scores."""
+        asked = []
+        for number in range(1, num_rounds + 1):
+            config = ConfigRecord()
+            self.strategy.configure_train(number, record(GLOBAL), config, self.grid)
+            asked += [number] * bool(config[wire.SCORE_CLASSES])
+        return asked
+
 
 def test_fedavg_weighs_by_images():
     federation = Federation("fedavg", [update(0, 1.0, 10), update(1, 4.0, 30)])
     assert federation.round()["w"].tolist() == [0.25 * 1 + 0.75 * 4] * 3
-    assert [report.weight for report in federation.strategy.reports] == [0.25, 0.75]
+    assert federation.weights() == [0.25, 0.75]
 
 
-def test_mas_weighs_by_robust_factors_and_not_by_images():
-    # Client 0: a = (3, 1) / 4, c = (1, 1) / 2 -> R = 0.5. Client 1 has one class -> R = 1.
-    updates = [
-        update(0, 3.0, 1000, scores=(6.0, 1.0), losses=(4.0, 2.0), counts=(2, 1)),
-        update(1, 6.0, 1, scores=(0.0, 5.0), losses=(0.0, 2.0), counts=(0, 4)),
-    ]
-    assert robust_factor(np.array([3.0, 1.0]), np.array([2.0, 2.0])) == 0.5
-    federation = Federation("mas", updates)
-    assert federation.round()["w"].tolist() == pytest.approx([3 / 3 + 6 * 2 / 3] * 3)
+def test_fedavg_never_asks_for_scores():
+    assert Federation("fedavg", [update(0)]).scoring_rounds(5) == []
 
 
-def test_mas_with_all_factors_zero_weighs_equally():
-    updates = [update(0, 1.0, 5, scores=(0.0, 0.0)), update(1, 3.0, 9, scores=(0.0, 0.0))]
-    assert Federation("mas", updates).round()["w"].tolist() == [2.0] * 3
-
-
-@pytest.mark.parametrize(
-    ("scores", "losses", "factor"),
-    [
-        ((0.0, 0.0), (1.0, 1.0), 0.0),
-        ((1.0, 1.0), (0.0, 0.0), 0.0),
-        ((0.0, 2.0), (9.0, 3.0), 0.25),
-        ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0), 1 / 3),
-    ],
-)
-def test_robust_factor_by_hand(scores, losses, factor):
-    assert robust_factor(np.array(scores), np.array(losses)) == pytest.approx(factor)
-
-
+@pytest.mark.parametrize("number", [1, 10])
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_the_order_of_replies_changes_no_bit(name):
+def test_the_order_of_replies_changes_no_bit(name, number):
     rng = np.random.default_rng(0)
-    updates = [update(i, rng.normal(), int(rng.integers(1, 99))) for i in range(5)]
-    first = Federation(name, updates).round()
-    second = Federation(name, updates).round(reverse=True)
+    updates = [
+        update(
+            i, rng.normal(), int(rng.integers(1, 99)), scores=rng.random(2), losses=rng.random(2)
+        )
+        for i in range(5)
+    ]
+    first = Federation(name, updates).round(number)
+    second = Federation(name, updates).round(number, reverse=True)
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("number", [1, 10])
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_equal_clients_leave_their_student_and_weights_sum_to_one(name):
+def test_equal_clients_leave_their_student_and_weights_sum_to_one(name, number):
     federation = Federation(name, [update(i, 0.3, 1 + i) for i in range(3)])
-    assert federation.round()["w"] == pytest.approx(np.full(3, np.float32(0.3)))
+    assert federation.round(number)["w"] == pytest.approx(np.full(3, np.float32(0.3)))
     assert sum(report.weight for report in federation.strategy.reports) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("number", [1, 10])
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_one_client_passes_through_bit_for_bit(name):
+def test_one_client_passes_through_bit_for_bit(name, number):
     arrays, metrics = update(0)
     arrays["w"] = np.array([0.1, -0.0, 1e-40], np.float32)
-    out = Federation(name, [(arrays, metrics)]).round()
+    out = Federation(name, [(arrays, metrics)]).round(number)
     assert all(out[key].tobytes() == arrays[key].tobytes() for key in arrays)
 
 
@@ -180,7 +175,8 @@ def test_a_client_that_raises_stops_the_round_with_name_and_traceback():
 
 
 def test_sampling_depends_on_seed_and_round_alone():
-    strategies = [make_strategy(StrategyConfig(fraction_train=0.3), 20, seed) for seed in (0, 0, 1)]
+    config = StrategyConfig(fraction_train=0.3)
+    strategies = [make_strategy(config, 20, 10, seed) for seed in (0, 0, 1)]
     first, again, other = ([s.sample(r) for r in range(1, 9)] for s in strategies)
     assert first == again
     assert first != other
@@ -189,7 +185,7 @@ def test_sampling_depends_on_seed_and_round_alone():
 
 
 def test_at_least_one_client_trains():
-    assert len(make_strategy(StrategyConfig(fraction_train=0.01), 5, 0).sample(1)) == 1
+    assert len(make_strategy(StrategyConfig(fraction_train=0.01), 5, 10, 0).sample(1)) == 1
 
 
 def test_only_the_sampled_clients_are_asked():

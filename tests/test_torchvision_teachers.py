@@ -115,10 +115,16 @@ def test_keys_and_shapes_that_do_not_fit_are_listed(network, checkpoint):
     assert "fc.weight has shape (2, 2), expected (1000, 1024)" in text
 
 
+def test_the_state_dict_in_a_training_checkpoint_is_found(network, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": network.state_dict(), "epoch": 3}, path)
+    assert open_teacher(from_torchvision(path)).name == SMALL
+
+
 @pytest.mark.parametrize(
     "value",
-    [[torch.zeros(1)], torch.zeros(1), {"state_dict": {"a": torch.zeros(1)}, "epoch": 3}],
-    ids=["a list", "a tensor", "a training checkpoint"],
+    [[torch.zeros(1)], torch.zeros(1), {"model": {"a": torch.zeros(1)}, "epoch": 3}],
+    ids=["a list", "a tensor", "another checkpoint"],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, value):
     path = tmp_path / "weights.pth"

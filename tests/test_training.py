@@ -50,7 +50,7 @@ def regression(optimizer="sgd", **options):
         per_example = 0.5 * net(pixels).squeeze(1) ** 2
         return Losses(per_example.mean(), per_example, {"loss": per_example.mean()})
 
-    optimizer = make_optimizer(config, net.parameters())
+    optimizer = make_optimizer(config, net.parameters(), config.learning_rate)
 
     def run(orders, clip_norm=None):
         return train_epochs(
@@ -73,6 +73,7 @@ def test_plain_sgd_and_its_sums_by_hand():
     assert sums.terms["loss"] == pytest.approx(1.25 * 2 + second * 5 * 2, rel=1e-12)
     expected = [0.5 + second * 1, 2.0 + second * 9, 0.0]
     assert sums.class_losses.tolist() == pytest.approx(expected, rel=1e-12)
+    assert sums.class_seen.tolist() == [2, 2, 0]
 
 
 def test_clipping_bounds_the_step():

@@ -131,7 +131,7 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
         ),
         ({"std": (0.1, 0.0, 0.1)}, r"teacher.std is \(0.1, 0.0, 0.1\); every value must be > 0"),
         ({"reference_images": 31}, "reference_images is 31 in .* greater than or equal to 32"),
-        ({"name": "dino"}, "name is 'dino' in .*; it must be 'default', 'pretrained' or 'torch"),
+        ({"name": "dino"}, "name is 'dino' in .*; it must be 'default', 'pretrained', 'torch"),
     ],
 )
 def test_incomplete_settings_are_refused(values, text):

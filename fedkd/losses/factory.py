@@ -1,26 +1,141 @@
 """Supervised losses by name."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
+from fedkd.config import Section
 from fedkd.losses.balanced_softmax import balanced_softmax
 from fedkd.losses.cross_entropy import cross_entropy
+from fedkd.losses.effective_number import effective_number_weights, is_reweighted
+from fedkd.losses.focal import focal
+from fedkd.losses.inverse_frequency import inverse_frequency_weights
+from fedkd.losses.ldam import ldam
+from fedkd.losses.logit_adjustment import logit_adjustment
+from fedkd.losses.logit_calibration import logit_calibration
 
-LossName = Literal["ce", "bsm"]
-SupervisedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+LossName = Literal[
+    "ce", "bsm", "focal", "focal_detached", "ldam", "cb", "rw", "lcc", "logit_adjustment"
+]
+PerExample = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (batch, C), targets (batch,), class_counts (C,)) -> loss per example (batch,)."""
 
 
-class Loss(NamedTuple):
-    """A supervised loss and the line that describes it."""
+class LossConfig(Section):
+    """Settings of the supervised losses; each loss reads its own."""
 
-    compute: SupervisedLoss
+    focal_gamma: float = Field(default=2.0, ge=0)
+    """Exponent of focal and focal_detached; 0 is the cross-entropy."""
+    beta: float = Field(default=0.9999, ge=0, lt=1)
+    """Of the effective number of images: cb, ldam and class-balanced EKD once re-weighting has
+    begun, in the last fifth of the rounds. 0 weighs all present classes equally."""
+    tau: float = Field(default=1.0, ge=0)
+    """Strength of the prior of logit_adjustment; 1 is bsm, 0 is ce."""
+    max_margin: float = Field(default=0.5, gt=0)
+    """Margin of ldam for the rarest class, in units of the cosine."""
+    scale: float = Field(default=30.0, gt=0)
+    """Factor of ldam on the cosines."""
+    calibration: float = Field(default=0.5, ge=0)
+    """Size of the margins of lcc; 0 is ce."""
+
+
+@dataclass(frozen=True)
+class SupervisedLoss:
+    """A supervised loss, ready for one client and one round.
+
+    Attributes:
+        unweighted: The loss per example.
+        class_counts: The client's training images per class, float (num_classes,).
+        class_weights: Float (num_classes,); None means 1.
+    """
+
+    unweighted: PerExample
+    class_counts: Tensor
+    class_weights: Tensor | None = None
+
+    def per_example(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss per example, times the weight of its class, float (batch,)."""
+        losses = self.unweighted(logits, targets, self.class_counts)
+        return losses if self.class_weights is None else losses * self.class_weights[targets]
+
+    def mean(self, per_example: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised, a scalar: the sum of :meth:`per_example` over the sum of weights."""
+        if self.class_weights is None:
+            return per_example.mean()
+        return per_example.sum() / self.class_weights[targets].sum()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A supervised loss: how its two parts are made, and the line that describes it."""
+
     description: str
+    unweighted: Callable[[LossConfig], PerExample]
+    class_weights: Callable[[LossConfig, Tensor, bool], Tensor] | None = None
+    """(config, class counts, whether deferred re-weighting has begun) -> weights."""
 
 
-LOSSES: dict[LossName, Loss] = {
-    "ce": Loss(cross_entropy, "cross-entropy"),
-    "bsm": Loss(balanced_softmax, "balanced softmax (Ren et al. 2020): CE with the class prior"),
+LOSSES: dict[LossName, Entry] = {
+    "ce": Entry("cross-entropy", lambda _: cross_entropy),
+    "bsm": Entry(
+        "balanced softmax: CE with the class prior (Ren et al. 2020)", lambda _: balanced_softmax
+    ),
+    "focal": Entry(
+        "focal loss (Lin et al. 2017)", lambda config: partial(focal, gamma=config.focal_gamma)
+    ),
+    "focal_detached": Entry(
+        "focal loss whose factor has no gradient, as in Fed-MAS",
+        lambda config: partial(focal, gamma=config.focal_gamma, detach=True),
+    ),
+    "ldam": Entry(
+        "margins on a cosine classifier, re-weighted in the last fifth (Cao et al. 2019)",
+        lambda config: partial(ldam, max_margin=config.max_margin, scale=config.scale),
+        lambda config, counts, begun: effective_number_weights(counts, config.beta * begun),
+    ),
+    "cb": Entry(
+        "CE weighted by the effective number of images (Cui et al. 2019)",
+        lambda _: cross_entropy,
+        lambda config, counts, _: effective_number_weights(counts, config.beta),
+    ),
+    "rw": Entry(
+        "CE weighted by the inverse class frequency",
+        lambda _: cross_entropy,
+        lambda _, counts, __: inverse_frequency_weights(counts),
+    ),
+    "lcc": Entry(
+        "logit calibration: CE with margins from class counts (Zhang et al. 2022)",
+        lambda config: partial(logit_calibration, calibration=config.calibration),
+    ),
+    "logit_adjustment": Entry(
+        "CE with the class prior times tau (Menon et al. 2021)",
+        lambda config: partial(logit_adjustment, tau=config.tau),
+    ),
 }
+
+
+def make_loss(
+    name: LossName,
+    config: LossConfig,
+    class_counts: Tensor,
+    round_number: int,
+    num_rounds: int,
+) -> SupervisedLoss:
+    """The supervised loss of one client in one round.
+
+    Args:
+        name: Which loss.
+        config: Its settings.
+        class_counts: The client's training images per class, float (num_classes,), not all 0.
+        round_number: From 1; only the weights of ``ldam`` depend on it.
+        num_rounds: Of the whole run.
+    """
+    entry = LOSSES[name]
+    weights = None
+    if entry.class_weights:
+        begun = is_reweighted(round_number, num_rounds)
+        weights = entry.class_weights(config, class_counts, begun)
+    return SupervisedLoss(entry.unweighted(config), class_counts, weights)

@@ -95,6 +95,8 @@ def build_student(
     seed: int,
     normalize: bool = True,
     teacher_backbone: nn.Module | None = None,
+    contrastive: bool = False,
+    cosine: bool = False,
 ) -> Student:
     """A student with its initial weights; equal arguments give equal bits.
 
@@ -105,6 +107,8 @@ def build_student(
         seed: The experiment's seed.
         normalize: False for float images, whose values reach the student as they are.
         teacher_backbone: Needed by ``init = "teacher"``.
+        contrastive: With MOON's projector.
+        cosine: With cosine classifiers.
 
     Raises:
         StudentError: Weights that cannot be had, or a teacher of another architecture.
@@ -119,6 +123,8 @@ def build_student(
             num_teacher_features,
             mean=IMAGENET_MEAN if scaled else (),
             std=IMAGENET_STD if scaled else (),
+            contrastive=contrastive,
+            cosine=cosine,
         )
     if config.init == "imagenet":
         _load_imagenet(backbone, config.name)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import StudentError
@@ -16,7 +17,8 @@ class StudentOutput(NamedTuple):
     Attributes:
         features: Backbone features, float (batch, d).
         logits: Of the classifier ``fc``, float (batch, num_classes); the prediction is its argmax.
-        projection: In the teacher's feature space, float (batch, D); None without a projector.
+        projection: What is compared with the teacher's features (EKD, float (batch, D)) or with the
+            projections of other students (MOON); None without a projector.
         projected_logits: Of ``fc_free``, float (batch, num_classes); trained, never predicted with.
     """
 
@@ -26,17 +28,43 @@ class StudentOutput(NamedTuple):
     projected_logits: Tensor | None
 
 
+MOON_PROJECTION = 256
+
+
+class CosineClassifier(nn.Module):
+    """Cosines of the features with one learnt direction per class, float (batch, num_classes).
+
+    Args:
+        num_features: Width of the features.
+        num_classes: Number of directions.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
+    NeurIPS 2019.
+    """
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(num_features, num_classes, bias=False).weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Cosines of features (batch, num_features)."""
+        return F.linear(F.normalize(features), F.normalize(self.weight))
+
+
 class Student(nn.Module):
     """The network that a hospital trains and the server aggregates.
 
     Names follow Fed-MAS: ``fc`` is the classifier, ``p_free`` the projector (Linear, BatchNorm,
-    ReLU, Linear) into the teacher's feature space, ``fc_free`` a classifier on the projection.
+    ReLU, Linear) into the teacher's feature space, ``fc_free`` a classifier on the projection. In a
+    student for MOON ``fc`` reads the projection ``p2(relu(p1(features)))``.
 
     Args:
         backbone: Maps normalised images (batch, 3, height, width) to features (batch, d).
         num_features: d.
         num_classes: Classes, absent ones included.
         num_teacher_features: D; None builds neither projector nor second classifier.
+        contrastive: Build MOON's projector; not together with ``num_teacher_features``.
+        cosine: Build cosine classifiers instead of linear ones, for LDAM.
         mean: Subtracted from each channel of the pixels; empty means pixels are used as they are.
         std: Divides each channel afterwards.
     """
@@ -52,10 +80,20 @@ class Student(nn.Module):
         num_teacher_features: int | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        *,
+        contrastive: bool = False,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
+        assert not contrastive or num_teacher_features is None, "a student has one projector"
+        classifier = CosineClassifier if cosine else nn.Linear
         self.backbone = backbone
-        self.fc = nn.Linear(num_features, num_classes)
+        self.p1: nn.Module | None = None
+        self.p2: nn.Module | None = None
+        if contrastive:
+            self.p1 = nn.Linear(num_features, num_features)
+            self.p2 = nn.Linear(num_features, MOON_PROJECTION)
+        self.fc = classifier(MOON_PROJECTION if contrastive else num_features, num_classes)
         self.p_free: nn.Module | None = None
         self.fc_free: nn.Module | None = None
         if num_teacher_features is not None:
@@ -65,7 +103,7 @@ class Student(nn.Module):
                 nn.ReLU(),
                 nn.Linear(num_features, num_teacher_features),
             )
-            self.fc_free = nn.Linear(num_teacher_features, num_classes)
+            self.fc_free = classifier(num_teacher_features, num_classes)
         # Not part of the state: normalisation is a constant, and only learnt things travel.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -75,6 +113,9 @@ class Student(nn.Module):
         if self.mean.numel():
             pixels = (pixels - self.mean) / self.std
         features = self.backbone(pixels)
+        if self.p1 is not None and self.p2 is not None:
+            projection = self.p2(F.relu(self.p1(features)))
+            return StudentOutput(features, self.fc(projection), projection, None)
         logits = self.fc(features)
         if self.p_free is None or self.fc_free is None:
             return StudentOutput(features, logits, None, None)
@@ -92,16 +133,21 @@ def load_initial(student: Student, state: Mapping[str, Tensor]) -> None:
     """Load given initial weights, all of them and nothing else.
 
     Backbone tensors may carry their plain torchvision names (``conv1.weight``) instead of
-    ``backbone.conv1.weight``.
+    ``backbone.conv1.weight``, and cosine classifiers Fed-MAS's ``fc.ldam.weight``, which has the
+    shape (features, classes).
 
     Raises:
         StudentError: Names or shapes differ; the first ten are listed.
     """
     own = student.state_dict()
-    named = {
-        f"backbone.{name}" if name not in own and f"backbone.{name}" in own else name: tensor
-        for name, tensor in state.items()
-    }
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name not in own and f"backbone.{name}" in own:
+            named[f"backbone.{name}"] = tensor
+        elif name.endswith(".ldam.weight") and name.replace(".ldam", "") in own:
+            named[name.replace(".ldam", "")] = tensor.T
+        else:
+            named[name] = tensor
     if problems := mismatches(own, named):
         raise StudentError(f"the initial student does not fit: {problems}")
     student.load_state_dict(named)

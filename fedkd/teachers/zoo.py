@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torchvision
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedkd import paths
 from fedkd.config import Section
-from fedkd.errors import StudentError, TeacherError
+from fedkd.errors import ConfigError, StudentError, TeacherError
 from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
 from fedkd.models.states import mismatches
 from fedkd.teachers.dead_leaves import dead_leaves
@@ -24,25 +24,28 @@ from fedkd.teachers.pretrain import load_pretrained
 logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
+MOCO_PREFIX = "module.encoder_q."
+MOCO_OUTPUTS = 128
 Channels = tuple[float, float, float]
 
 
-class TeacherConfig(Section):
-    """The frozen network that all hospitals distil from."""
+class OneTeacherConfig(Section):
+    """A frozen network that hospitals distil from."""
 
-    name: Literal["default", "pretrained", "torchvision"] = "default"
+    name: Literal["default", "pretrained", "torchvision", "moco_v2"] = "default"
     """default: shipped with fedkd. pretrained: a file that `fedkd pretrain` wrote. torchvision:
-    any torchvision classification model with a checkpoint on this machine."""
+    any torchvision classification model with a checkpoint on this machine. moco_v2: ResNet-50 with
+    a checkpoint in the format of the MoCo authors."""
     checkpoint: str = ""
-    """File of the weights, for pretrained and torchvision; may hold ${VARIABLES}."""
+    """File of the weights, for all but default; may hold ${VARIABLES}."""
     sha256: str = ""
     """Expected SHA-256 of the checkpoint, 64 hexadecimal digits; empty means not checked."""
     architecture: str = ""
     """torchvision's name of the model, such as mobilenet_v2; for torchvision only."""
     mean: Channels = IMAGENET_MEAN
-    """Channel means of the input normalisation; for torchvision only."""
+    """Channel means of the input normalisation; for torchvision and moco_v2."""
     std: Channels = IMAGENET_STD
-    """Channel deviations of the input normalisation; for torchvision only."""
+    """Channel deviations of the input normalisation; for torchvision and moco_v2."""
     input_size: int | None = Field(default=None, ge=16)
     """Side in px to which images are resized for the teacher; not given means as they come."""
     reference_images: int = Field(default=256, ge=32)
@@ -50,10 +53,10 @@ class TeacherConfig(Section):
     teacher without usable BatchNorm statistics."""
 
     @model_validator(mode="after")
-    def _complete(self) -> "TeacherConfig":
+    def _complete(self) -> Self:
         if self.name == "torchvision" and not self.architecture:
             raise ValueError("teacher.architecture must name a torchvision model, as mobilenet_v2")
-        if self.name in ("pretrained", "torchvision") and not self.checkpoint:
+        if self.name != "default" and not self.checkpoint:
             raise ValueError(
                 f"teacher.checkpoint must name a file when teacher.name is {self.name}"
             )
@@ -62,14 +65,51 @@ class TeacherConfig(Section):
         return self
 
 
+class ClientTeacherConfig(OneTeacherConfig):
+    """The teacher of some of the clients."""
+
+    clients: tuple[str, ...] = Field(min_length=1)
+    """Names of the clients, as `fedkd partition` prints them."""
+
+
+class TeacherConfig(OneTeacherConfig):
+    """The frozen network that hospitals distil from."""
+
+    by_client: tuple[ClientTeacherConfig, ...] = ()
+    """Other teachers for some clients: tables [[teacher.by_client]] with the keys of [teacher] and
+    `clients`, the names of the clients that have it. All teachers have the same number of
+    features."""
+
+    def of_clients(self, names: Sequence[str]) -> list[OneTeacherConfig]:
+        """The teacher of each client; the same object for clients that share one.
+
+        Raises:
+            ConfigError: A client that is named twice or does not exist.
+        """
+        found: dict[str, OneTeacherConfig] = {}
+        for number, config in enumerate(self.by_client):
+            for name in config.clients:
+                key = f"teacher.by_client.{number}.clients"
+                if name in found:
+                    raise ConfigError(f"{key} names {name!r} again; a client has one teacher")
+                if name not in names:
+                    raise ConfigError(
+                        f"{key} names {name!r}, which is no client; the clients are "
+                        f"{', '.join(names)}"
+                    )
+                found[name] = config
+        return [found.get(name, self) for name in names]
+
+
 TEACHERS: dict[str, str] = {
     "default": "embedded ResNet-10, SimCLR on procedural dead leaves, 480 features",
     "pretrained": "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
     "torchvision": "any torchvision classifier (teacher.architecture, teacher.checkpoint)",
+    "moco_v2": "ResNet-50, self-supervised on ImageNet (He et al. 2020; teacher.checkpoint)",
 }
 
 
-def open_teacher(config: TeacherConfig) -> Teacher:
+def open_teacher(config: OneTeacherConfig) -> Teacher:
     """Load the teacher that the config names, frozen.
 
     Raises:
@@ -77,6 +117,8 @@ def open_teacher(config: TeacherConfig) -> Teacher:
     """
     if config.name == "torchvision":
         return _open_torchvision(config)
+    if config.name == "moco_v2":
+        return _open_moco(config)
     if config.name == "pretrained":
         path = paths.expand(config.checkpoint, "teacher.checkpoint")
         return _open_pretrained(path, config.sha256, config)
@@ -84,7 +126,7 @@ def open_teacher(config: TeacherConfig) -> Teacher:
     return _open_pretrained(WEIGHTS / "default.safetensors", card["sha256"], config)
 
 
-def measure_reference(teacher: Teacher, config: TeacherConfig, image_size: int) -> None:
+def measure_reference(teacher: Teacher, config: OneTeacherConfig, image_size: int) -> None:
     """Give the teacher a prior from procedural natural images, if its own BatchNorm has none.
 
     Source: the specification of FPG; for folded or absent BatchNorm, moments measured once on
@@ -115,7 +157,7 @@ def check_file(path: Path, sha256: str, key: str) -> None:
         )
 
 
-def _open_pretrained(path: Path, sha256: str, config: TeacherConfig) -> Teacher:
+def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teacher:
     check_file(path, sha256, "teacher.checkpoint")
     backbone, projector, metadata = load_pretrained(path)
     width = next(m for m in projector.modules() if isinstance(m, nn.Linear)).in_features
@@ -133,7 +175,7 @@ def _open_pretrained(path: Path, sha256: str, config: TeacherConfig) -> Teacher:
     )
 
 
-def _open_torchvision(config: TeacherConfig) -> Teacher:
+def _open_torchvision(config: OneTeacherConfig) -> Teacher:
     known = torchvision.models.list_models(module=torchvision.models)
     if config.architecture not in known:
         raise TeacherError(
@@ -160,6 +202,38 @@ def _open_torchvision(config: TeacherConfig) -> Teacher:
     )
 
 
+def _open_moco(config: OneTeacherConfig) -> Teacher:
+    """The query encoder of MoCo-v2, with its two-layer head.
+
+    Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
+    2020; Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020 (the head).
+    """
+    path = paths.expand(config.checkpoint, "teacher.checkpoint")
+    check_file(path, config.sha256, "teacher.checkpoint")
+    network = torchvision.models.resnet50(weights=None)
+    width = network.fc.in_features
+    head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, MOCO_OUTPUTS))
+    network.fc = head
+    # The file also holds the momentum encoder and the queue.
+    state = {
+        name.removeprefix(MOCO_PREFIX): tensor
+        for name, tensor in _read_state(path).items()
+        if name.startswith(MOCO_PREFIX)
+    }
+    load_strictly(network, state, path)
+    network.fc = nn.Identity()
+    return Teacher(
+        config.name,
+        network,
+        num_features=width,
+        mean=config.mean,
+        std=config.std,
+        input_size=config.input_size,
+        head=head,
+        head_kind="contrastive",
+    )
+
+
 def _read_state(path: Path) -> Mapping[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -168,6 +242,8 @@ def _read_state(path: Path) -> Mapping[str, Any]:
             f"cannot read the checkpoint {path}: {error}; it must be a plain state dict "
             "(tensors only: files with executable pickle content are refused)"
         ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # beside an epoch, an optimiser and the like
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TeacherError(
             f"{path} holds no state dict of tensors; save model.state_dict() instead"

@@ -1,0 +1,78 @@
+"""Checks of the images and clients of an experiment, before any training."""
+
+import numpy as np
+
+from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.errors import DataError, PartitionError
+from fedkd.fourier.prompts import MIN_SIZE
+from fedkd.partition import Partition
+from fedkd.recipe import Recipe
+
+
+def check_images(splits: Splits, recipe: Recipe) -> None:
+    """Refuse images that students, teachers or prompts cannot take (DataError)."""
+    for name in ("train", "val", "test"):
+        images: LabelledImages = getattr(splits, name)
+        if not len(images):
+            raise DataError(f"the {name} split is empty; it needs at least one image")
+        if images.images.shape[1] != 3:
+            raise DataError(
+                f"{name} images have {images.images.shape[1]} channels; students and teachers "
+                "take 3 (repeat a grey channel three times)"
+            )
+        values = images.images
+        if values.dtype != np.uint8 and not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
+            raise DataError(
+                f"{name} images hold values that are not finite, the first in row {row} (image "
+                f"{images.ids[row]}); remove or repair it"
+            )
+        if recipe.objective.name == "fopro" and min(values.shape[2:]) < MIN_SIZE:
+            raise DataError(
+                f"{name} images are {values.shape[2]}x{values.shape[3]} px; Fourier prompts need "
+                f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
+            )
+        if recipe.objective.name == "fopro" and values.dtype != np.uint8:
+            low, high = float(values.min()), float(values.max())
+            if low < 0 or high > 1:
+                raise DataError(
+                    f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
+                    "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
+                    "objective.name = 'ekd'"
+                )
+
+
+def check_clients(divided: Partition, recipe: Recipe) -> None:
+    """Refuse clients with too few training images for a step (PartitionError)."""
+    batch_size = recipe.training.batch_size
+    needed = batch_size if recipe.training.drop_last else 2
+    few = [
+        f"{name} ({len(rows)})"
+        for name, rows in zip(divided.client_names, divided.indices, strict=True)
+        if len(rows) < needed
+    ]
+    if few:
+        why = f"one full batch of {batch_size}" if recipe.training.drop_last else "2 (BatchNorm)"
+        raise PartitionError(
+            f"clients with too few training images: {', '.join(few)}; each needs {why}: raise "
+            "partition.min_examples or use fewer clients"
+        )
+
+
+def check_held_out(
+    images: LabelledImages, split: str, rows: tuple[Integers, ...], exchange: str
+) -> None:
+    """Where clients keep a part of their students, each held-out image needs one to predict it.
+
+    Raises:
+        DataError: Images that belong to no client.
+    """
+    orphans = np.setdiff1d(np.arange(len(images)), np.concatenate(rows))
+    if len(orphans):
+        row = int(orphans[0])
+        raise DataError(
+            f"{len(orphans)} {split} images belong to no client, the first {images.ids[row]} of "
+            f"site {images.site_names[images.sites[row]]!r} and class "
+            f"{images.class_names[images.labels[row]]!r}; with strategy.exchange = {exchange!r} "
+            "no student can predict them: leave them out, or use strategy.exchange = 'all'"
+        )

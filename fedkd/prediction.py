@@ -1,0 +1,27 @@
+"""Class probabilities of a student."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedkd.data.loading import Loader
+from fedkd.models.student import Student
+
+Probabilities = npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def predict(student: Student, loader: Loader, batch_size: int) -> Probabilities:
+    """Class probabilities of all images of a loader, float64 (num_images, num_classes).
+
+    The student is put into eval mode. No image gives an array of no row.
+    """
+    student.eval()
+    rows = np.arange(len(loader))
+    parts = [
+        student(loader.pixels(rows[start : start + batch_size])).logits.double().softmax(1).cpu()
+        for start in range(0, len(rows), batch_size)
+    ]
+    if not parts:
+        return np.zeros((0, loader.data.num_classes))
+    return torch.cat(parts).numpy()

@@ -1,0 +1,92 @@
+"""The frozen teacher of each client: from the config, or given as modules."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.errors import TeacherError
+from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.zoo import OneTeacherConfig, TeacherConfig, measure_reference, open_teacher
+
+GivenTeacher = nn.Module | Sequence[nn.Module]
+"""One module for all clients, or one for each."""
+
+
+def open_teachers(
+    config: TeacherConfig,
+    given: GivenTeacher | None,
+    client_names: Sequence[str],
+    pixels: Tensor,
+    with_reference: bool,
+) -> tuple[Teacher, ...]:
+    """One teacher per client; clients with the same one share the object.
+
+    Args:
+        config: Which teachers.
+        given: The user's own modules, instead of the config's.
+        client_names: In the order of their partition ids.
+        pixels: A batch of training images, (batch, 3, height, width), with the device and the
+            dtype that teachers shall have.
+        with_reference: Measure feature moments where a teacher has no usable ones.
+
+    Raises:
+        ConfigError: The config names clients that do not exist.
+        TeacherError: A teacher cannot be opened, or their widths differ.
+    """
+    if given is None:
+        sources: list[OneTeacherConfig | nn.Module] = [*config.of_clients(client_names)]
+    elif isinstance(given, nn.Module):
+        sources = [given] * len(client_names)
+    else:
+        sources = list(given)
+    if len(sources) != len(client_names):
+        raise TeacherError(
+            f"{len(sources)} teachers are given for {len(client_names)} clients; give one, or one "
+            "for each client"
+        )
+    opened: dict[int, Teacher] = {}
+    for source in sources:
+        if id(source) in opened:
+            continue
+        own = source if isinstance(source, OneTeacherConfig) else config
+        teacher = _freeze(source, pixels) if isinstance(source, nn.Module) else open_teacher(own)
+        teacher = teacher.to(pixels.device, pixels.dtype).to(memory_format=torch.channels_last)
+        if with_reference:
+            measure_reference(teacher, own, pixels.shape[-1])
+        opened[id(source)] = teacher
+    teachers = tuple(opened[id(source)] for source in sources)
+    widths = {n: t.num_features for n, t in zip(client_names, teachers, strict=True)}
+    if len(set(widths.values())) > 1:
+        raise TeacherError(
+            f"the teachers of the clients have different numbers of features, {widths}; students "
+            "that project into different spaces cannot be averaged: choose teachers of one width"
+        )
+    return teachers
+
+
+def _freeze(given: nn.Module, pixels: Tensor) -> Teacher:
+    """A frozen copy of the user's module, which keeps its own mode, dtype and gradients."""
+    module = copy.deepcopy(given).to(pixels.device, pixels.dtype)
+    if isinstance(module, Teacher):
+        return module
+    module.eval()
+    with torch.no_grad():
+        features = module(pixels)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise TeacherError(
+            f"the given teacher returns {seen}; it must map a batch of images to features "
+            "(batch, D)"
+        )
+    return Teacher(
+        "given",
+        module,
+        num_features=features.shape[1],
+        mean=None,
+        std=None,
+        input_size=None,
+        head=None,
+        head_kind="none",
+    )

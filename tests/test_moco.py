@@ -1,0 +1,52 @@
+"""MoCo-v2 teachers, from files in the format of its authors (random weights here)."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fedkd import seeding
+from fedkd.teachers.zoo import TeacherConfig, open_teacher
+from tests.test_zoo import digest, refusal
+
+
+@pytest.fixture(scope="module")
+def network():
+    """ResNet-50 with MoCo-v2's head."""
+    with seeding.isolated(0, "moco"):
+        net = torchvision.models.resnet50(weights=None)
+        net.fc = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128))
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(network, tmp_path_factory):
+    """Query encoder, another key encoder, the queue, and what else the authors' file holds."""
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in network.state_dict().items()}
+    state |= {name.replace("_q.", "_k."): torch.zeros_like(t) for name, t in state.items()}
+    state |= {"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)}
+    path = tmp_path_factory.mktemp("moco") / "moco_v2_800ep_pretrain.pth.tar"
+    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+    return path
+
+
+def test_features_and_embeddings_are_those_of_the_query_encoder(network, checkpoint):
+    config = TeacherConfig(name="moco_v2", checkpoint=str(checkpoint), sha256=digest(checkpoint))
+    teacher = open_teacher(config)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    seen = teacher.observe(pixels)
+    assert seen.features.shape == (2, teacher.num_features) == (2, 2048)
+    assert teacher.head_kind == "contrastive"
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(seen.head_output, network((pixels - mean) / std))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, path)
+    text = refusal(TeacherConfig(name="moco_v2", checkpoint=str(path)))
+    assert "does not fit ResNet" in text
+    assert "missing conv1.weight" in text
