@@ -172,6 +172,46 @@ def test_counts_and_sums_travel(open_node, changes, num_examples, num_seen):
     assert wire.CLASS_SCORES not in metrics
 
 
+def test_class_losses_of_balanced_draws_are_means_times_the_images_of_the_class(open_node):
+    """A rate of 0 keeps the student's weights, so every image has one loss per batch."""
+    training = {"sampling": "balanced", "local_epochs": 40, "batch_size": 2, "learning_rate": 1e-12}
+    node = open_node(**SUPERVISED, training=training)
+    metrics = node.train(0, node.initial_arrays(), {}, 1)[0].metrics
+    losses, counts = np.array(metrics[wire.CLASS_LOSSES]), np.array(metrics[wire.CLASS_COUNTS])
+    # A sum over all draws would be 440/4 times the mean; a mean times n_c is of the size of n_c.
+    assert (losses / counts < 10).all()
+    uniform = {**training, "sampling": "uniform"}
+    node = open_node(**SUPERVISED, training=uniform)
+    metrics = node.train(0, node.initial_arrays(), {}, 1)[0].metrics
+    means = np.array(metrics[wire.CLASS_LOSSES]) / 40 / counts
+    np.testing.assert_allclose(losses / counts, means, rtol=0.25)
+
+
+def test_the_learning_rate_is_that_of_the_round(open_node):
+    schedule = {"name": "torch", "scheduler": "StepLR", "options": {"step_size": 1}}
+    node = open_node(**SUPERVISED, schedule=schedule, training={"optimizer": "sgd"})
+    arrays = node.initial_arrays()
+    moved = []
+    for number in (1, 2):
+        reply, _ = node.train(0, arrays, {}, number)
+        moved.append((reply.arrays["fc.bias"] - arrays["fc.bias"]).abs().max().item())
+        assert reply.metrics[wire.MEAN + "learning_rate"] == pytest.approx(
+            2e-3 / 10 ** (number - 1)
+        )
+    assert moved[1] < 0.3 * moved[0]
+
+
+def test_the_optimizer_continues_from_its_state_or_starts_afresh(open_node):
+    for keep in (True, False):
+        node = open_node(**SUPERVISED, training={"keep_optimizer_state": keep})
+        arrays = node.initial_arrays()
+        _, state = node.train(0, arrays, {}, 1)
+        assert bool(state["optimizer"]) == keep
+        with_state, _ = node.train(0, arrays, state, 2)
+        without, _ = node.train(0, arrays, {**state, "optimizer": {}}, 2)
+        assert same(with_state.arrays, without.arrays) == (not keep)
+
+
 def test_an_absent_class_has_no_count_loss_or_score(open_node):
     node = open_node(**EKD)
     metrics = node.train(2, node.initial_arrays(), {}, 1, score_classes=True)[0].metrics
@@ -206,6 +246,8 @@ def test_scores_are_those_of_the_received_student_and_change_nothing(open_node, 
     [
         ("supervised", None, set()),
         ("supervised", 2.0, {2.0}),
+        ("fedprox", None, set()),
+        ("moon", None, {5.0}),
         ("ekd", None, {5.0}),
         ("fopro", None, {5.0}),
         ("ekd", 2.0, {2.0}),

@@ -69,6 +69,38 @@ def test_initial_weights_that_do_not_fit_are_listed():
         load_initial(build(), state)
 
 
+def test_cosine_classifiers_give_the_cosines_of_their_inputs():
+    student = build_student(
+        StudentConfig(), num_classes=3, num_teacher_features=5, seed=0, cosine=True
+    ).eval()
+    assert {n for n in student.state_dict() if n.startswith("fc")} == {
+        "fc.weight",
+        "fc_free.weight",
+    }
+    out = student(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    for inputs, weight, logits in (
+        (out.features, student.fc.weight, out.logits),
+        (out.projection, student.fc_free.weight, out.projected_logits),
+    ):
+        expected = torch.nn.functional.cosine_similarity(inputs[:, None], weight[None], dim=2)
+        torch.testing.assert_close(logits, expected)
+
+
+def test_initial_cosine_classifiers_may_have_the_names_and_shape_of_fed_mas():
+    student = build_student(
+        StudentConfig(), num_classes=3, num_teacher_features=5, seed=0, cosine=True
+    )
+    state = {name: tensor + 1 for name, tensor in student.state_dict().items()}
+    named = {
+        name.replace(".weight", ".ldam.weight") if name.startswith("fc") else name: tensor.T
+        if name.startswith("fc")
+        else tensor
+        for name, tensor in state.items()
+    }
+    load_initial(student, named)
+    assert states.sha256(student.state_dict()) == states.sha256(state)
+
+
 def test_teacher_initialisation_takes_the_teachers_backbone():
     teacher = build("resnet10", seed=9)
     config = StudentConfig(name="resnet10", init="teacher")

@@ -3,10 +3,14 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd import config, seeding
+from fedkd.errors import ConfigError
+from fedkd.recipe import Recipe
 from fedkd.training import (
     Losses,
     TrainingConfig,
     batches,
+    epoch_order,
     load_optimizer_state,
     make_optimizer,
     num_examples_per_epoch,
@@ -108,3 +112,39 @@ def test_an_order_without_a_full_batch_trains_nothing():
     sums = run([np.arange(1)])
     assert (sums.num_seen, sums.terms, net.weight.item()) == (0, {}, 1.0)
     assert sums.class_losses.tolist() == [0.0, 0.0, 0.0]
+
+
+LABELS = np.array([0] * 90 + [2] * 9 + [3])
+
+
+def test_a_shuffled_order_is_a_permutation_and_an_unshuffled_one_is_natural():
+    rng = seeding.rng(0, "order")
+    shuffled = epoch_order(LABELS, TrainingConfig(), rng)
+    assert sorted(shuffled) == list(range(100))
+    assert list(shuffled) != list(range(100))
+    assert list(epoch_order(LABELS, TrainingConfig(shuffle=False), rng)) == list(range(100))
+
+
+def test_balanced_draws_have_all_present_classes_equally_often():
+    draws = [
+        epoch_order(LABELS, TrainingConfig(sampling="balanced"), seeding.rng(0, "order", number))
+        for number in range(60)
+    ]
+    assert {len(order) for order in draws} == {100}
+    counts = np.bincount(LABELS[np.concatenate(draws)], minlength=4)
+    # 6000 draws, 2000 expected per class; 5 standard deviations are 183. Class 1 has no image.
+    assert counts[1] == 0
+    assert abs(counts[[0, 2, 3]] - 2000).max() < 183
+
+
+def test_balanced_draws_depend_on_the_generator_alone():
+    settings = TrainingConfig(sampling="balanced")
+    first, again, other = (
+        epoch_order(LABELS, settings, seeding.rng(0, "order", number)) for number in (1, 1, 2)
+    )
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_balanced_draws_cannot_keep_an_order():
+    with pytest.raises(ConfigError, match="sampling is 'balanced' with training.shuffle = false"):
+        config.build(Recipe, {"training": {"sampling": "balanced", "shuffle": False}})
