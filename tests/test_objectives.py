@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from clients.ekd import EKD
-from clients.factory import OBJECTIVES, make_objective
+from clients.factory import OBJECTIVES, distillation_weight, make_objective
 from clients.supervised import Supervised
 from fedkd.experiment import open_experiment
 from fedkd.fourier.spectrum import mean_amplitude
 from fedkd.losses.distillation import feature_distillation
-from fedkd.losses.factory import LossConfig, make_loss
+from fedkd.losses.factory import LOSSES, LossConfig, make_loss
 from fedkd.models import states
 from fedkd.models.student import StudentOutput
+from fedkd.recipe import ObjectiveConfig
 
 COUNTS = torch.tensor([3.0, 1.0])
 LABELS = torch.tensor([0, 1])
@@ -152,6 +153,57 @@ def test_ekd_distils_from_the_plain_teacher_and_fopro_from_the_prompted_one(open
     network.eval()
     expected = feature_distillation(network.project(pixels), plain)
     torch.testing.assert_close(objective.scores(network, pixels, loader.labels[:8]), expected)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_objective_takes_every_loss(open_tiny, objective, name):
+    """Client 2 has neither class 1 nor class 2; round 2 of 2 is re-weighted."""
+    experiment = open_tiny(objective={"name": objective, "loss": name})
+    chosen, network = make_objective(experiment, 2, 2), experiment.build_student()
+    loader = experiment.loader(2)
+    chosen.start_round(network, loader, 2)
+    pixels, labels = loader.batch(np.arange(6))
+    losses = chosen.loss(network.train(), pixels, labels)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert losses.per_example.shape == (6,)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert (chosen.scores(network.eval(), pixels, labels) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [(None, [3, 3, 3, 3, 3]), (2, [3, 3, 3, 2, 1]), (0, [3, 2.4, 1.8, 1.2, 0.6]), (4, [3] * 5),
+     (9, [3] * 5)],
+)  # fmt: skip
+def test_the_distillation_weight_ramps_down(start, expected):
+    config = ObjectiveConfig(ramp_down_after=start)
+    weights = [distillation_weight(config, number, 5) for number in range(1, 6)]
+    assert weights == pytest.approx(expected)
+
+
+def test_balanced_distillation_weighs_classes_in_the_last_fifth_of_the_rounds():
+    v = torch.tensor([0.5, 1.5])
+    objective = EKD(loss_of("ce"), TEACHER, 3.0, class_weights=v)
+    losses = objective.loss(student, PIXELS, LABELS)
+    # Distances 2 and 0 of classes 0 and 1: a plain mean of 0.5 * 2 and 1.5 * 0.
+    assert losses.per_example.tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert losses.terms["loss_distillation"].item() == pytest.approx(0.5)
+    assert losses.total.item() == pytest.approx(3 * 0.5 + sum(CE) / 2 + sum(CE_FREE) / 2)
+    # Scores are of the plain loss.
+    assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(DISTANCES, abs=1e-6)
+
+
+@pytest.mark.parametrize(("number", "weighted"), [(4, False), (5, True)])
+def test_weights_of_the_distillation_begin_after_four_fifths(open_tiny, number, weighted):
+    experiment = open_tiny(num_rounds=5, objective={"name": "ekd", "balanced_distillation": True})
+    weights = make_objective(experiment, 2, number)._class_weights
+    if not weighted:
+        assert weights is None
+    else:
+        # Three images of class 0 and of class 3: equal weights with mean 1, absent classes 0.
+        assert weights.tolist() == pytest.approx([1, 0, 0, 1])
 
 
 def test_the_student_sees_the_images_without_prompts(fopro):

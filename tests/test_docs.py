@@ -1,0 +1,29 @@
+"""What the documents say exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIDELITY = (ROOT / "docs/fidelity.md").read_text()
+CLAIMS = sorted(set(re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", FIDELITY)))
+
+
+def test_the_fidelity_table_names_tests():
+    assert len(CLAIMS) > 40
+
+
+@pytest.mark.parametrize(("module", "name"), CLAIMS)
+def test_every_test_that_the_fidelity_table_names_exists(module, name):
+    source = (ROOT / "tests" / module).read_text()
+    assert not name or f"def {name}(" in source
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]))
+def test_recipes_and_pages_that_a_document_names_exist(page):
+    text = page.read_text()
+    for recipe in re.findall(r"configs/\w+\.toml", text):
+        assert (ROOT / recipe).is_file(), recipe
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
