@@ -169,7 +169,7 @@ def test_an_unknown_architecture_is_refused(checkpoint, architecture):
 @pytest.fixture
 def untrained(monkeypatch):
     """A function that opens an architecture with random weights, without a checkpoint."""
-    monkeypatch.setattr(zoo, "_read_state", lambda path: {})
+    monkeypatch.setattr(zoo, "read_state", lambda path: {})
     monkeypatch.setattr(zoo, "load_strictly", lambda network, state, path: None)
     monkeypatch.setattr(zoo, "check_file", lambda *_: None)
     return lambda name, **values: from_torchvision("weights.pth", architecture=name, **values)

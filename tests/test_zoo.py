@@ -120,7 +120,10 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"name": "torchvision"}, "teacher.architecture must name a torchvision model"),
+        (
+            {"name": "torchvision"},
+            "teacher.architecture must name a model of torchvision, as mobilenet_v2",
+        ),
         (
             {"name": "torchvision", "architecture": "resnet18"},
             "teacher.checkpoint must name a file when teacher.name is torchvision",

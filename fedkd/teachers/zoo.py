@@ -1,47 +1,47 @@
-"""Teachers by name: the embedded default, and torchvision models with a local checkpoint."""
+"""Teachers by name: the embedded default, and known models with a local checkpoint."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torchvision
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd import paths
 from fedkd.config import Section
 from fedkd.errors import ConfigError, StudentError, TeacherError
 from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
-from fedkd.models.states import mismatches
+from fedkd.teachers.checkpoints import check_file, load_strictly, read_state
 from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.teachers.from_timm import open_timm
 from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.moco import open_moco
 from fedkd.teachers.pretrain import load_pretrained
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
-MOCO_PREFIX = "module.encoder_q."
-MOCO_OUTPUTS = 128
 Channels = tuple[float, float, float]
 
 
 class OneTeacherConfig(Section):
     """A frozen network that hospitals distil from."""
 
-    name: Literal["default", "pretrained", "torchvision", "moco_v2"] = "default"
+    name: Literal["default", "pretrained", "torchvision", "moco_v2", "timm"] = "default"
     """default: shipped with fedkd. pretrained: a file that `fedkd pretrain` wrote. torchvision:
     any torchvision classification model with a checkpoint on this machine. moco_v2: ResNet-50 with
-    a checkpoint in the format of the MoCo authors."""
+    a checkpoint in the format of the MoCo authors. timm: any model of timm with a checkpoint, such
+    as DINOv2 (needs the extra `timm`)."""
     checkpoint: str = ""
     """File of the weights, for all but default; may hold ${VARIABLES}."""
     sha256: str = ""
     """Expected SHA-256 of the checkpoint, 64 hexadecimal digits; empty means not checked."""
     architecture: str = ""
-    """torchvision's name of the model, such as mobilenet_v2; for torchvision only."""
+    """Name of the model in torchvision (mobilenet_v2) or timm (vit_small_patch14_dinov2)."""
     mean: Channels = IMAGENET_MEAN
     """Channel means of the input normalisation; for torchvision and moco_v2."""
     std: Channels = IMAGENET_STD
@@ -54,8 +54,11 @@ class OneTeacherConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.name == "torchvision" and not self.architecture:
-            raise ValueError("teacher.architecture must name a torchvision model, as mobilenet_v2")
+        if self.name in ("torchvision", "timm") and not self.architecture:
+            raise ValueError(
+                f"teacher.architecture must name a model of {self.name}, as "
+                f"{'mobilenet_v2' if self.name == 'torchvision' else 'vit_small_patch14_dinov2'}"
+            )
         if self.name != "default" and not self.checkpoint:
             raise ValueError(
                 f"teacher.checkpoint must name a file when teacher.name is {self.name}"
@@ -106,6 +109,7 @@ TEACHERS: dict[str, str] = {
     "pretrained": "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
     "torchvision": "any torchvision classifier (teacher.architecture, teacher.checkpoint)",
     "moco_v2": "ResNet-50, self-supervised on ImageNet (He et al. 2020; teacher.checkpoint)",
+    "timm": "any model of timm, such as DINOv2 (teacher.architecture, teacher.checkpoint)",
 }
 
 
@@ -115,15 +119,18 @@ def open_teacher(config: OneTeacherConfig) -> Teacher:
     Raises:
         TeacherError: Missing file, wrong hash, wrong keys or shapes, unknown architecture.
     """
-    if config.name == "torchvision":
-        return _open_torchvision(config)
-    if config.name == "moco_v2":
-        return _open_moco(config)
+    if config.name == "default":
+        card = json.loads((WEIGHTS / "default.json").read_text(encoding="utf-8"))
+        return _open_pretrained(WEIGHTS / "default.safetensors", card["sha256"], config)
+    path = paths.expand(config.checkpoint, "teacher.checkpoint")
     if config.name == "pretrained":
-        path = paths.expand(config.checkpoint, "teacher.checkpoint")
         return _open_pretrained(path, config.sha256, config)
-    card = json.loads((WEIGHTS / "default.json").read_text(encoding="utf-8"))
-    return _open_pretrained(WEIGHTS / "default.safetensors", card["sha256"], config)
+    if config.name == "torchvision":
+        return _open_torchvision(path, config)
+    check_file(path, config.sha256, "teacher.checkpoint")
+    if config.name == "moco_v2":
+        return open_moco(path, config.mean, config.std, config.input_size)
+    return open_timm(config.architecture, path, config.input_size)
 
 
 def measure_reference(teacher: Teacher, config: OneTeacherConfig, image_size: int) -> None:
@@ -138,23 +145,6 @@ def measure_reference(teacher: Teacher, config: OneTeacherConfig, image_size: in
     images = dead_leaves(config.reference_images, image_size, seed=0)
     starts = range(0, len(images), 64)
     teacher.measure_reference(torch.from_numpy(images[i : i + 64]) / 255 for i in starts)
-
-
-def check_file(path: Path, sha256: str, key: str) -> None:
-    """Refuse a missing file or one whose SHA-256 is not the expected one (TeacherError)."""
-    if not path.is_file():
-        raise TeacherError(
-            f"{key} is {path}, but there is no such file; put it there or change the key"
-        )
-    if not sha256:
-        return
-    with path.open("rb") as file:
-        seen = hashlib.file_digest(file, "sha256").hexdigest()
-    if seen != sha256.lower():
-        raise TeacherError(
-            f"{path} has sha256 {seen}, expected {sha256.lower()}; the file is damaged or another "
-            "one: get it again, or correct the expected hash"
-        )
 
 
 def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teacher:
@@ -175,17 +165,16 @@ def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teach
     )
 
 
-def _open_torchvision(config: OneTeacherConfig) -> Teacher:
+def _open_torchvision(path: Path, config: OneTeacherConfig) -> Teacher:
     known = torchvision.models.list_models(module=torchvision.models)
     if config.architecture not in known:
         raise TeacherError(
             f"teacher.architecture is {config.architecture!r}; it must be one of torchvision's "
             f"classification models, such as {', '.join(known[:3])}, mobilenet_v2, resnet50"
         )
-    path = paths.expand(config.checkpoint, "teacher.checkpoint")
     check_file(path, config.sha256, "teacher.checkpoint")
     network = torchvision.models.get_model(config.architecture, weights=None)
-    load_strictly(network, _read_state(path), path)
+    load_strictly(network, read_state(path), path)
     try:
         backbone, head = headless(network)
     except StudentError as error:
@@ -200,59 +189,3 @@ def _open_torchvision(config: OneTeacherConfig) -> Teacher:
         head=head,
         head_kind="supervised",
     )
-
-
-def _open_moco(config: OneTeacherConfig) -> Teacher:
-    """The query encoder of MoCo-v2, with its two-layer head.
-
-    Source: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR
-    2020; Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020 (the head).
-    """
-    path = paths.expand(config.checkpoint, "teacher.checkpoint")
-    check_file(path, config.sha256, "teacher.checkpoint")
-    network = torchvision.models.resnet50(weights=None)
-    width = network.fc.in_features
-    head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, MOCO_OUTPUTS))
-    network.fc = head
-    # The file also holds the momentum encoder and the queue.
-    state = {
-        name.removeprefix(MOCO_PREFIX): tensor
-        for name, tensor in _read_state(path).items()
-        if name.startswith(MOCO_PREFIX)
-    }
-    load_strictly(network, state, path)
-    network.fc = nn.Identity()
-    return Teacher(
-        config.name,
-        network,
-        num_features=width,
-        mean=config.mean,
-        std=config.std,
-        input_size=config.input_size,
-        head=head,
-        head_kind="contrastive",
-    )
-
-
-def _read_state(path: Path) -> Mapping[str, Any]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise TeacherError(
-            f"cannot read the checkpoint {path}: {error}; it must be a plain state dict "
-            "(tensors only: files with executable pickle content are refused)"
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]  # beside an epoch, an optimiser and the like
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise TeacherError(
-            f"{path} holds no state dict of tensors; save model.state_dict() instead"
-        )
-    return state
-
-
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict, or raise a TeacherError that lists what does not fit."""
-    if problems := mismatches(network.state_dict(), state):
-        raise TeacherError(f"{path} does not fit {type(network).__name__}: {problems}")
-    network.load_state_dict(dict(state))

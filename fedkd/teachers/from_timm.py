@@ -1,0 +1,60 @@
+"""Models of timm, such as DINOv2, with a local checkpoint."""
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import DependencyError, TeacherError
+from fedkd.teachers.checkpoints import load_strictly, read_state
+from fedkd.teachers.frozen import Teacher
+
+
+def open_timm(architecture: str, path: Path, input_size: int | None) -> Teacher:
+    """A model of timm without its head, with timm's input normalisation and pooling.
+
+    Args:
+        architecture: timm's name of the model, such as ``vit_small_patch14_dinov2``.
+        path: A state dict with timm's names or, for vision transformers, the authors'.
+        input_size: Side in px to which images are resized, and to which timm resamples the
+            position embeddings of a transformer. None: as they come, or the size that the
+            transformer was pre-trained with.
+
+    Raises:
+        DependencyError: timm is not installed.
+        TeacherError: Unknown architecture, or a file that does not fit.
+    """
+    try:
+        timm: Any = import_module("timm")
+    except ModuleNotFoundError:
+        raise DependencyError(
+            "teacher.name is 'timm' but timm is not installed; pip install 'fedkd[timm]'"
+        ) from None
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has them all"
+        raise TeacherError(
+            f"teacher.architecture is {architecture!r}, which timm does not have; {hint}"
+        )
+    card = timm.get_pretrained_cfg(architecture)
+    options = {}
+    if card.fixed_input_size:
+        input_size = input_size or card.input_size[-1]
+        options["img_size"] = input_size
+    network = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
+    state = dict(read_state(path))
+    vision_transformer: Any = import_module("timm.models.vision_transformer")
+    if isinstance(network, vision_transformer.VisionTransformer):
+        state = vision_transformer.checkpoint_filter_fn(state, network)
+    state = {k: v for k, v in state.items() if not k.startswith(f"{card.classifier}.")}
+    load_strictly(network, state, path)
+    return Teacher(
+        architecture,
+        network,
+        num_features=network.num_features,
+        mean=card.mean,
+        std=card.std,
+        input_size=input_size,
+        head=None,
+        head_kind="none",
+    )
