@@ -59,7 +59,7 @@ def print_results(console: Console, board: Scoreboard) -> None:
 def _own_table(board: Scoreboard) -> Table:
     """Each client's own student on its own part of val."""
     experiment = board.experiment
-    table = Table(title="each hospital's own student on its own part of val")
+    table = Table(title="own students on their own val images")
     table.add_column("")
     for column in ("images", "balanced accuracy", "MCC"):
         table.add_column(column, justify="right")
