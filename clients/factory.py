@@ -38,7 +38,11 @@ def make_objective(experiment: Experiment, partition_id: int, round_number: int)
         return Moon(loss, recipe.moon.mu, recipe.moon.temperature, recipe.moon.frozen_mode)
     lambda_f = distillation_weight(config, round_number, recipe.num_rounds)
     reweighted = config.balanced_distillation and is_reweighted(round_number, recipe.num_rounds)
-    weights = effective_number_weights(counts, recipe.losses.beta) if reweighted else None
+    weights = (
+        effective_number_weights(counts, recipe.losses.beta).to(counts.dtype)
+        if reweighted
+        else None
+    )
     if config.name == "ekd":
         return EKD(loss, experiment.teacher_of(partition_id), lambda_f, weights)
     return FoPro(experiment, partition_id, loss, lambda_f, weights)

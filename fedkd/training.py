@@ -32,7 +32,7 @@ class TrainingConfig(Section):
     """Of sgd, with Nesterov's correction when above 0; the other optimisers ignore it."""
     clip_norm: float | None = Field(default=None, ge=0)
     """Largest norm of the whole gradient; 0 means no clipping. Not given, the objective's own
-    default holds (5.0 for ekd and fopro, none for supervised)."""
+    default holds (5.0 for moon, ekd and fopro, none for the others)."""
     sampling: Literal["uniform", "balanced"] = "uniform"
     """uniform: every image once per epoch. balanced: as many images, drawn with replacement and
     with probabilities inverse to the size of their class, so that all classes are as frequent."""

@@ -1,5 +1,6 @@
 """What is known after each round: rows to report, the best student so far, the final test."""
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,8 @@ from server.evaluation import (
 )
 
 Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
@@ -118,6 +121,12 @@ class Scoreboard:
     def finish(self) -> None:
         """Test the student that was chosen on val."""
         assert self.best_val is not None, "finish() before any round"
+        if self.is_exhausted and len(self.rounds) < self.experiment.recipe.num_rounds:
+            logger.info(
+                "stopped after round %d: the val score of round %d is still the best",
+                len(self.rounds),
+                self.best_round,
+            )
         self.test, self.test_probabilities = report_test(
             self.experiment, self._predict, self.best_arrays, self.best_round
         )

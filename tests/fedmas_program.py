@@ -241,7 +241,8 @@ class Client:
     def _robust_factor(self, a, c):
         z = a != 0
         if self.case.strategy == "mas_inv":
-            c = torch.where(z, 1 / c, c)
+            # A class that was scored but never trained on stays at 0.
+            c = torch.where(z & (c != 0), 1 / c, c)
         return (a / a.sum() * c / c.sum())[z].sum().item()
 
 
@@ -276,19 +277,18 @@ def run(case, network, sites, test, teacher=None):
         test: Pixels of the test images.
         teacher: For ekd, maps pixels to features.
 
-    Returns:
+    Yields:
         For each round what each client did, its weight, the aggregate and its test logits.
     """
     if teacher is not None:
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-    network, rounds = copy.deepcopy(network), []
+    network = copy.deepcopy(network)
     clients = [Client(case, *site, network, teacher) for site in sites]
     for r in range(case.num_rounds):
         replies = [client.train(r, network.state_dict()) for client in clients]
         weights = aggregation_weights(case, r, replies)
-        network.load_state_dict(aggregate(weights, [reply.pop("state") for reply in replies]))
+        network.load_state_dict(aggregate(weights, [reply["state"] for reply in replies]))
         with torch.no_grad():
             logits = network.eval()(torch.from_numpy(test).double())[0]
         state = copy.deepcopy(network.state_dict())
-        rounds.append({"clients": replies, "weights": weights, "state": state, "logits": logits})
-    return rounds
+        yield {"clients": replies, "weights": weights, "state": state, "logits": logits}

@@ -6,6 +6,7 @@ Source: the public Fed-MAS code (commit 6f20ae4), run on CPU with the inputs of 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from fedkd.losses.distillation import feature_distillation
 from fedkd.losses.effective_number import effective_number_weights, is_reweighted
 from fedkd.losses.factory import LossConfig, make_loss
 from fedkd.losses.ldam import margins
+from fedkd.models.student import CosineClassifier
 from tests import fedmas_inputs as inputs
 
 FIGURES = json.loads((Path(__file__).parent / "data/fedmas_reference.json").read_text())["pure"][
@@ -24,7 +26,10 @@ NAMES = {"CE": "ce", "BSM": "bsm", "focal": "focal_detached", "CB": "cb", "RW": 
 ROUNDS = (0, 3, 4)
 """Fed-MAS's numbers of the rounds, of 5; ours are one more."""
 
-pytestmark = pytest.mark.parametrize("counts", ["counts_missing", "counts_full"])
+
+@pytest.fixture(params=["counts_missing", "counts_full"])
+def counts(request):
+    return request.param
 
 
 def tensor(name):
@@ -36,7 +41,7 @@ def counts_of(name):
 
 
 def equal(figures):
-    return pytest.approx(figures, rel=1e-9, abs=1e-12)
+    return pytest.approx(figures, rel=1e-9, abs=0)
 
 
 def check(value, inputs, expected):
@@ -52,6 +57,7 @@ def test_every_figure_is_used(counts):
     used = {*NAMES, "targets", "BSM_none", "l2_plain", "get_effective_number_weight"}
     used |= {f"LDAM_epoch{r}_of5" for r in ROUNDS} | {f"balanced_l2_epoch{r}_of5" for r in ROUNDS}
     assert set(FIGURES[counts]) == used
+    assert set(FIGURES) == {"counts_missing", "counts_full", "ClassifierLDAM_row0"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +106,16 @@ def test_distillation_has_the_figures_of_fed_mas(counts):
     student = tensor("student").requires_grad_()
     value = feature_distillation(student, tensor("teacher"))
     check(value, student, FIGURES[counts]["l2_plain"])
+
+
+def test_the_cosine_classifier_has_the_figures_of_fed_mas():
+    # The figures' weight is (features, classes), drawn with seed 11.
+    weight = np.random.Generator(np.random.PCG64(11)).standard_normal((16, 5)).astype(np.float32)
+    classifier = CosineClassifier(16, 5).double()
+    with torch.no_grad():
+        classifier.weight.copy_(torch.from_numpy(weight.T))
+        row = classifier(tensor("student"))[0]
+    assert row.tolist() == equal(FIGURES["ClassifierLDAM_row0"])
 
 
 def test_effective_number_weights_have_the_figures_of_fed_mas(counts):

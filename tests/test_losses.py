@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fedkd.config import build
+from fedkd.errors import ConfigError
 from fedkd.losses.balanced_softmax import balanced_softmax, log_prior
 from fedkd.losses.cross_entropy import cross_entropy
 from fedkd.losses.distillation import feature_distillation
@@ -69,12 +71,26 @@ def test_losses_keep_dtype_and_are_finite_for_extreme_logits(name, dtype, change
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("logits_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_the_dtype_of_the_counts_changes_nothing(name, logits_dtype):
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=logits_dtype)
+    targets, known = torch.tensor([0, 1, 1, 0]), []
+    for dtype in (torch.int64, torch.float32, torch.float64):
+        loss = loss_of(name, dtype)
+        known.append(loss.mean(loss.per_example(logits, targets), targets))
+    assert [mean.dtype for mean in known] == [logits_dtype] * 3
+    assert torch.equal(known[0], known[2])
+    assert torch.equal(known[1], known[2])
+
+
+@pytest.mark.parametrize("changes", [{}, CHANGED])
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"focal_detached"}))
-def test_gradients_of_losses_are_right(name):
+def test_gradients_of_losses_are_right(name, changes):
     logits = torch.randn(
         4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True
     )
-    targets, loss = torch.tensor([0, 1, 1, 0]), loss_of(name)
+    targets, loss = torch.tensor([0, 1, 1, 0]), loss_of(name, **changes)
     assert torch.autograd.gradcheck(
         lambda x: loss.mean(loss.per_example(x, targets), targets), logits
     )
@@ -89,6 +105,87 @@ def test_the_mean_is_the_sum_over_the_sum_of_weights(name):
     expected = per_example.sum() / weights[targets].sum()
     torch.testing.assert_close(loss.mean(per_example, targets), expected)
     assert (name in ("ldam", "cb", "rw")) == (loss.class_weights is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("ce", {}, lambda x, y: cross_entropy(x, y, COUNTS)),
+        ("bsm", {}, lambda x, y: balanced_softmax(x, y, COUNTS)),
+        ("focal", {"focal_gamma": 3.0}, lambda x, y: focal(x, y, COUNTS, gamma=3.0)),
+        ("focal_detached", {"focal_gamma": 3.0}, lambda x, y: focal(x, y, COUNTS, gamma=3.0)),
+        (
+            "ldam",
+            {"max_margin": 0.2, "scale": 7.0, "beta": 0.5},
+            lambda x, y: (
+                effective_number_weights(COUNTS.double(), 0.5)[y]
+                * ldam(x, y, COUNTS, max_margin=0.2, scale=7.0)
+            ),
+        ),
+        (
+            "cb",
+            {"beta": 0.5},
+            lambda x, y: (
+                effective_number_weights(COUNTS.double(), 0.5)[y] * cross_entropy(x, y, COUNTS)
+            ),
+        ),
+        (
+            "rw",
+            {},
+            lambda x, y: (
+                inverse_frequency_weights(COUNTS.double())[y] * cross_entropy(x, y, COUNTS)
+            ),
+        ),
+        ("lcc", {"calibration": 2.0}, lambda x, y: logit_calibration(x, y, COUNTS, calibration=2)),
+        ("logit_adjustment", {"tau": 3.0}, lambda x, y: logit_adjustment(x, y, COUNTS, tau=3.0)),
+    ],
+)
+def test_a_name_and_its_settings_choose_the_loss(name, changes, expected):
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets = torch.tensor([0, 1, 1, 0])
+    per_example = loss_of(name, **changes).per_example(logits, targets)
+    torch.testing.assert_close(per_example, expected(logits, targets))
+    if changes:
+        assert (per_example != loss_of(name).per_example(logits, targets)).any()
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_only_ldam_depends_on_the_round(name):
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets = torch.tensor([0, 1, 1, 0])
+    early, late = (loss_of(name, number=n).per_example(logits, targets) for n in (4, 5))
+    assert torch.equal(early, late) == (name != "ldam")
+
+
+@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("name", ["ldam", "cb", "rw"])
+def test_an_example_of_an_absent_class_has_no_weight(name, number):
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets, loss = torch.tensor([0, 1, 2]), loss_of(name, number=number)
+    per_example = loss.per_example(logits, targets)
+    assert per_example[2] == 0
+    torch.testing.assert_close(
+        loss.mean(per_example, targets), loss.mean(per_example[:2], targets[:2])
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("focal_gamma", -0.1, "greater than or equal to 0"),
+        ("focal_gamma", math.inf, "a finite number"),
+        ("beta", 1.0, "less than 1"),
+        ("beta", -0.1, "greater than or equal to 0"),
+        ("tau", -1.0, "greater than or equal to 0"),
+        ("max_margin", 0.0, "greater than 0"),
+        ("scale", 0.0, "greater than 0"),
+        ("calibration", -0.5, "greater than or equal to 0"),
+        ("calibration", math.nan, "a finite number"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(field, value, allowed):
+    with pytest.raises(ConfigError, match=f"{field} is {value} .*; it must be {allowed}"):
+        build(LossConfig, {field: value})
 
 
 @pytest.mark.parametrize("name", ["cb", "rw"])

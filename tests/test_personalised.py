@@ -62,18 +62,20 @@ def test_the_personalised_view_changes_no_student_and_can_be_left_out(run, tmp_p
 
 
 @pytest.mark.parametrize("centralized", [False, True])
-def test_a_run_stops_after_rounds_without_a_better_val_score(run, monkeypatch, centralized):
+def test_a_run_stops_after_rounds_without_a_better_val_score(run, monkeypatch, caplog, centralized):
     scores, validate = iter([0.2, 0.5, 0.4, 0.5, 0.9, 0.9]), scoreboard.validate
 
     def fake(*arguments):
         return dataclasses.replace(validate(*arguments), balanced_accuracy=next(scores))
 
     monkeypatch.setattr(scoreboard, "validate", fake)
+    caplog.set_level("INFO")
     result = run(num_rounds=6, evaluation={"patience": 2}, centralized=centralized, **SUPERVISED)
     # Round 2 is the best; 3 and 4 are not better, equal is not better; 5 is never run.
     assert len(result.rounds) == result.summary["num_rounds"] == 4
     assert result.summary["best_round"] == 2
     assert result.summary["stopped_early"]
+    assert "stopped after round 4: the val score of round 2 is still the best" in caplog.text
 
 
 def test_without_patience_all_rounds_are_run(run):

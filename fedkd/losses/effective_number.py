@@ -19,7 +19,7 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
         beta: In [0, 1).
 
     Returns:
-        Weights, float like ``class_counts`` (num_classes,), computed in float64.
+        Weights, float64 (num_classes,).
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019
     (eq. 3). Differs: absent classes, which the paper does not have.
     """
@@ -28,7 +28,7 @@ def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
     # 1 - beta^n as -expm1(n log beta): nothing cancels. beta = 0 has no logarithm, and 0^n is 0.
     covered = -torch.expm1(counts * math.log(beta)) if beta else torch.ones_like(counts)
     weights = torch.where(present, (1 - beta) / torch.where(present, covered, 1.0), 0.0)
-    return (weights * present.sum() / weights.sum()).to(class_counts.dtype)
+    return weights * present.sum() / weights.sum()
 
 
 def is_reweighted(round_number: int, num_rounds: int) -> bool:

@@ -28,19 +28,19 @@ PerExample = Callable[[Tensor, Tensor, Tensor], Tensor]
 class LossConfig(Section):
     """Settings of the supervised losses; each loss reads its own."""
 
-    focal_gamma: float = Field(default=2.0, ge=0)
-    """Exponent of focal and focal_detached; 0 is the cross-entropy."""
+    focal_gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    """Exponent of focal and focal_detached, >= 0; 0 is the cross-entropy."""
     beta: float = Field(default=0.9999, ge=0, lt=1)
-    """Of the effective number of images: cb, ldam and class-balanced EKD once re-weighting has
-    begun, in the last fifth of the rounds. 0 weighs all present classes equally."""
-    tau: float = Field(default=1.0, ge=0)
-    """Strength of the prior of logit_adjustment; 1 is bsm, 0 is ce."""
-    max_margin: float = Field(default=0.5, gt=0)
-    """Margin of ldam for the rarest class, in units of the cosine."""
-    scale: float = Field(default=30.0, gt=0)
-    """Factor of ldam on the cosines."""
-    calibration: float = Field(default=0.5, ge=0)
-    """Size of the margins of lcc; 0 is ce."""
+    """Of the effective number of images, in [0, 1): for cb in all rounds, for ldam and
+    class-balanced EKD in the last fifth of the rounds. 0 weighs all present classes equally."""
+    tau: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Strength of the prior of logit_adjustment, >= 0; 1 is bsm, 0 is ce."""
+    max_margin: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    """Margin of ldam for the rarest class, in units of the cosine, > 0."""
+    scale: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Factor of ldam on the cosines, > 0."""
+    calibration: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    """Margin of lcc for a class with one image, in units of the logits, >= 0; 0 is ce."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class SupervisedLoss:
 
     Attributes:
         unweighted: The loss per example.
-        class_counts: The client's training images per class, float (num_classes,).
-        class_weights: Float (num_classes,); None means 1.
+        class_counts: The client's training images per class, (num_classes,).
+        class_weights: Float64 (num_classes,), 0 for an absent class; None means 1.
     """
 
     unweighted: PerExample
@@ -58,15 +58,20 @@ class SupervisedLoss:
     class_weights: Tensor | None = None
 
     def per_example(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss per example, times the weight of its class, float (batch,)."""
+        """Loss per example, times the weight of its class, (batch,), dtype of the logits."""
         losses = self.unweighted(logits, targets, self.class_counts)
-        return losses if self.class_weights is None else losses * self.class_weights[targets]
+        if self.class_weights is None:
+            return losses
+        return losses * self.class_weights.to(losses.dtype)[targets]
 
     def mean(self, per_example: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, a scalar: the sum of :meth:`per_example` over the sum of weights."""
+        """What is minimised, a scalar: the sum of :meth:`per_example` over the sum of weights.
+
+        At least one target is of a class that the client counts: it trains on no other images.
+        """
         if self.class_weights is None:
             return per_example.mean()
-        return per_example.sum() / self.class_weights[targets].sum()
+        return per_example.sum() / self.class_weights.to(per_example.dtype)[targets].sum()
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ def make_loss(
     Args:
         name: Which loss.
         config: Its settings.
-        class_counts: The client's training images per class, float (num_classes,), not all 0.
+        class_counts: The client's training images per class, of any dtype, (num_classes,), not
+            all 0.
         round_number: From 1; only the weights of ``ldam`` depend on it.
         num_rounds: Of the whole run.
     """

@@ -21,8 +21,9 @@ def focal(
 
     Returns:
         Loss per example in nats, float (batch,), in the dtype of ``logits``.
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (eq. 4). ``detach`` is
-    what the Fed-MAS code computes.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (eq. 4). Differs:
+    softmax over exclusive classes instead of sigmoids. ``detach`` is what the Fed-MAS code
+    computes.
     """
     del class_counts
     log_p = logits.log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
