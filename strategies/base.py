@@ -4,7 +4,6 @@ The arithmetic is Flower's own. A strategy here wraps one of Flower's and feeds 
 sorted by partition id, checked, and weighted by a number that stays apart from the metrics.
 """
 
-import io
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -28,12 +26,11 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedkd import seeding, wire
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
+from strategies.arrays import HeldArray, view
 
 logger = logging.getLogger(__name__)
 
 WEIGHT = "weight"
-SERIALISATION = "numpy.ndarray"
-"""Flower's name of the one way in which it serialises arrays."""
 Metrics = Mapping[str, Any]
 """A client's metrics by the keys of :mod:`fedkd.wire`."""
 
@@ -201,7 +198,7 @@ class SeededStrategy(Strategy):
             )
         checked = ArrayRecord()
         for name, array in arrays.items():
-            values, expected = _view(array), self._received[name]
+            values, expected = view(array), self._received[name]
             if values.shape != expected.shape or values.dtype != expected.dtype:
                 raise UpdateRefused(
                     f"client {number} sent {name} as {values.dtype} {values.shape}; "
@@ -261,44 +258,6 @@ class SeededStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
-
-
-class HeldArray(Array):
-    """An array that is serialised only when it must travel.
-
-    Flower's own arrays are bytes, copied at each reading. In one process the server's arrays are
-    read once by every client, and the clients' arrays twice by the server.
-
-    Args:
-        values: What it holds; readers share it and must not write to it.
-    """
-
-    # Flower writes the class's name before the bytes, and the receiver reads an Array.
-    __qualname__ = "Array"
-
-    def __init__(self, values: npt.NDArray[Any]) -> None:
-        self.__dict__.update(
-            dtype=str(values.dtype), shape=values.shape, stype=SERIALISATION, values=values
-        )
-
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The bytes that Flower sends."""
-        return Array(self.numpy()).data
-
-    def numpy(self) -> npt.NDArray[Any]:
-        """The array."""
-        return cast(npt.NDArray[Any], self.__dict__["values"])
-
-
-def _view(array: Array) -> npt.NDArray[Any]:
-    """The array in a message, read-only, over its own bytes: reading it copies nothing."""
-    file = io.BytesIO(array.data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        return array.numpy()
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    flat = np.frombuffer(array.data, dtype, offset=file.tell())
-    return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 @contextmanager

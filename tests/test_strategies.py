@@ -9,7 +9,7 @@ from fedkd import wire
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
 from fedkd.recipe import StrategyConfig
 from server.engines.inprocess import InProcessGrid
-from strategies.base import HeldArray
+from strategies.arrays import HeldArray
 from strategies.factory import STRATEGIES, make_strategy
 
 GLOBAL = {
