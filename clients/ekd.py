@@ -64,11 +64,17 @@ class EKD(Stateless):
             total = self.lambda_f * terms["loss_distillation"] + total
         return Losses(total, per_example, {"loss": total, **terms})
 
+    def score_target(self, pixels: Tensor) -> Tensor | None:
+        """Features of the plain images, without a prompt; None without distillation."""
+        return self.teacher.features(pixels) if self.lambda_f else None
+
     @torch.no_grad()
-    def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Distillation loss per example against the plain teacher, without prompt or weight."""
+    def scores(
+        self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None
+    ) -> Tensor:
+        """Distillation loss per example, not weighted; the supervised loss without a target."""
         out = student(pixels)
-        if not self.lambda_f:
+        if target is None:
             return self._loss.per_example(out.logits, labels)
         assert out.projection is not None, "no projector"
-        return feature_distillation(out.projection, self.teacher.features(pixels))
+        return feature_distillation(out.projection, target)

@@ -20,7 +20,6 @@ from fedkd.data.images import Integers
 from fedkd.data.loading import Loader
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.models.exchange import local_names
-from fedkd.models.student import Student
 from fedkd.prediction import Probabilities, predict
 from fedkd.training import (
     EpochSums,
@@ -77,6 +76,8 @@ class Node:
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
         self._initial_local = self._local_tensors()
         self._initial = True
+        # By client and first row of the batch; kept on the CPU.
+        self._score_targets: dict[tuple[int, int], Tensor | None] = {}
 
     def initial_arrays(self) -> dict[str, Tensor]:
         """Initial student, and the initial shared tensors of the objective; before any training."""
@@ -119,7 +120,8 @@ class Node:
         metrics: dict[str, int | float | list[int] | list[float]] = {}
         if score_classes:
             on_step = self._announcer(partition_id, "scoring")
-            metrics[wire.CLASS_SCORES] = self._score(objective, loader, student, on_step).tolist()
+            scores = self._score(partition_id, objective, loader, on_step)
+            metrics[wire.CLASS_SCORES] = scores.tolist()
         on_step = self._announcer(partition_id, "exploring")
         values = objective.start_round(student, loader, round_number, on_step)
         metrics.update({wire.MEAN + name: value for name, value in values.items()})
@@ -238,21 +240,30 @@ class Node:
         return sums.class_losses * counts / sums.class_seen.clamp(min=1)
 
     def _score(
-        self, objective: Objective, loader: Loader, student: Student, on_step: OnStep | None
+        self, partition_id: int, objective: Objective, loader: Loader, on_step: OnStep | None
     ) -> Tensor:
         """Sum of the received student's loss per example for each class, float64 (num_classes,).
 
         A pass of its own: the losses of the first epoch are those of a student that changes from
-        step to step, and of augmented images.
+        step to step, in train mode, and of augmented images. The teacher's part of it is the same
+        in every round and is done once per process.
         """
         config = self.experiment.recipe.training
         num_images = num_examples_per_epoch(len(loader), config)
-        student.eval()
+        student = self._student.eval()
         sums = torch.zeros(self.experiment.num_classes, dtype=torch.float64, device=loader.device)
         for start in range(0, num_images, config.batch_size):
             rows = np.arange(start, min(start + config.batch_size, num_images))
             pixels, labels = loader.batch(rows)
-            sums.index_add_(0, labels, objective.scores(student, pixels, labels).double())
+            key = (partition_id, start)
+            if key not in self._score_targets:
+                target = objective.score_target(pixels)
+                self._score_targets[key] = None if target is None else target.cpu()
+            target = self._score_targets[key]
+            if target is not None:
+                target = target.to(loader.device)
+            scores = objective.scores(student, pixels, labels, target)
+            sums.index_add_(0, labels, scores.double())
             if on_step:
                 on_step(start + len(rows), num_images)
         return sums.cpu()

@@ -46,8 +46,23 @@ class Objective(Protocol):
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch in training; pixels are augmented, float (batch, 3, height, width)."""
 
-    def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
-        """Loss per example of the received student, float (batch,), under no_grad."""
+    def score_target(self, pixels: Tensor) -> Tensor | None:
+        """What scores of these images compare with besides their labels, a constant of the run.
+
+        The node asks once and keeps the answer, as a teacher costs more than a student.
+        """
+
+    def scores(
+        self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None
+    ) -> Tensor:
+        """Loss per example of the received student, float (batch,), under no_grad.
+
+        Args:
+            student: As it was received, in eval mode.
+            pixels: Not augmented, float (batch, 3, height, width).
+            labels: Int64 (batch,).
+            target: What :meth:`score_target` gave for these images.
+        """
 
 
 class Stateless:
@@ -72,3 +87,7 @@ class Stateless:
     ) -> dict[str, float]:
         """Nothing to prepare."""
         return {}
+
+    def score_target(self, pixels: Tensor) -> Tensor | None:
+        """Nothing but the labels."""
+        return None

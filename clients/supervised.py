@@ -28,6 +28,8 @@ class Supervised(Stateless):
         return Losses(total, per_example, {"loss": total, "loss_supervised": total})
 
     @torch.no_grad()
-    def scores(self, student: Student, pixels: Tensor, labels: Tensor) -> Tensor:
+    def scores(
+        self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None = None
+    ) -> Tensor:
         """Supervised loss per example."""
         return self._loss.per_example(student(pixels).logits, labels)

@@ -241,6 +241,23 @@ def test_scores_are_those_of_the_received_student_and_change_nothing(open_node, 
     assert scored.metrics[wire.CLASS_SCORES] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_teacher_looks_once_at_the_images_that_are_scored_in_every_round(open_node):
+    node = open_node(**EKD)
+    arrays = node.initial_arrays()
+    seen = []
+    hook = node.experiment.teacher_of(0).register_forward_hook(lambda *_: seen.append(1))
+    scores = []
+    for number in (1, 2):
+        reply, _ = node.train(0, arrays, {}, number, score_classes=True)
+        scores.append(reply.metrics[wire.CLASS_SCORES])
+    hook.remove()
+    # Three batches of client 0, in training twice and in scoring once.
+    assert len(seen) == 3 * 3
+    assert scores[0] == scores[1]
+    fresh, _ = open_node(**EKD).train(0, arrays, {}, 2, score_classes=True)
+    assert fresh.metrics[wire.CLASS_SCORES] == scores[1]
+
+
 @pytest.mark.parametrize(
     ("objective", "clip_norm", "used"),
     [

@@ -64,6 +64,7 @@ def test_supervised_by_hand(loss, expected):
     assert {name: t.item() for name, t in losses.terms.items()} == pytest.approx(
         {"loss": sum(expected) / 2, "loss_supervised": sum(expected) / 2}
     )
+    assert objective.score_target(PIXELS) is None
     assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(expected)
 
 
@@ -80,7 +81,8 @@ def test_ekd_by_hand(loss, own, free, lambda_f):
         {"loss": total, **means}
     )
     assert losses.per_example.tolist() == pytest.approx(DISTANCES, abs=1e-6)
-    assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(DISTANCES, abs=1e-6)
+    scores = objective.scores(student, PIXELS, LABELS, objective.score_target(PIXELS))
+    assert scores.tolist() == pytest.approx(DISTANCES, abs=1e-6)
 
 
 def test_without_distillation_the_loss_per_example_and_the_scores_are_supervised():
@@ -88,7 +90,8 @@ def test_without_distillation_the_loss_per_example_and_the_scores_are_supervised
     losses = objective.loss(student, PIXELS, LABELS)
     assert losses.total.item() == pytest.approx((sum(BSM) + sum(BSM_FREE)) / 2)
     assert losses.per_example.tolist() == pytest.approx(BSM)
-    assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(BSM)
+    assert objective.score_target(PIXELS) is None
+    assert objective.scores(student, PIXELS, LABELS, None).tolist() == pytest.approx(BSM)
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def test_every_objective_of_the_catalog_can_be_made_and_has_gradients(open_tiny,
     network.zero_grad(set_to_none=True)
     objective.loss(network, pixels, labels).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    scores = objective.scores(network.eval(), pixels, labels)
+    scores = objective.scores(network.eval(), pixels, labels, objective.score_target(pixels))
     assert scores.shape == (6,)
     assert not scores.requires_grad
 
@@ -152,7 +155,8 @@ def test_ekd_distils_from_the_plain_teacher_and_fopro_from_the_prompted_one(open
     # Only the target is prompted: scores compare with the plain teacher.
     network.eval()
     expected = feature_distillation(network.project(pixels), plain)
-    torch.testing.assert_close(objective.scores(network, pixels, loader.labels[:8]), expected)
+    scores = objective.scores(network, pixels, loader.labels[:8], objective.score_target(pixels))
+    torch.testing.assert_close(scores, expected)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -169,7 +173,8 @@ def test_every_objective_takes_every_loss(open_tiny, objective, name):
     assert losses.total.isfinite()
     assert losses.per_example.shape == (6,)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    assert (chosen.scores(network.eval(), pixels, labels) >= 0).all()
+    target = chosen.score_target(pixels)
+    assert (chosen.scores(network.eval(), pixels, labels, target) >= 0).all()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,8 @@ def test_balanced_distillation_weighs_classes_in_the_last_fifth_of_the_rounds():
     assert losses.terms["loss_distillation"].item() == pytest.approx(0.5)
     assert losses.total.item() == pytest.approx(3 * 0.5 + sum(CE) / 2 + sum(CE_FREE) / 2)
     # Scores are of the plain loss.
-    assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(DISTANCES, abs=1e-6)
+    scores = objective.scores(student, PIXELS, LABELS, objective.score_target(PIXELS))
+    assert scores.tolist() == pytest.approx(DISTANCES, abs=1e-6)
 
 
 @pytest.mark.parametrize(("number", "weighted"), [(4, False), (5, True)])
