@@ -89,7 +89,7 @@ class EvaluationConfig(Section):
     personalised: bool = True
     """Each client also evaluates its own student, after its training, on its own part of the val
     split: the images of its site, or else a share of each class like its share of the training
-    images."""
+    images. Its class probabilities travel to the server, which writes them down."""
 
 
 class EngineConfig(Section):

@@ -43,6 +43,7 @@ _PANELS: tuple[tuple[str, tuple[_Line, ...]], ...] = (
             ("val_balanced_accuracy", "balanced accuracy", BLUE, "o"),
             ("val_mcc", "MCC", ORANGE, "s"),
             ("val_worst_site_balanced_accuracy", "worst hospital", DARK, "v"),
+            ("own_val_balanced_accuracy", "own students", SKY, "D"),
         ),
     ),
     (
@@ -73,7 +74,8 @@ def plot_curves(
         rounds: A row per round, at least one, with the columns ``round``,
             ``val_balanced_accuracy``, ``val_mcc``, ``val_worst_site_balanced_accuracy``,
             ``val_recall_head``, ``val_recall_medium``, ``val_recall_tail``, ``train_loss`` and, if
-            prompts were trained, ``prior`` and ``prior_clean``. nan leaves a gap.
+            prompts were trained, ``prior`` and ``prior_clean``; with the personalised view also
+            ``own_val_balanced_accuracy``. nan leaves a gap.
         path: File to write, replaced as a whole.
         title: Heading.
         best_round: The round to mark; None means that of the best ``val_balanced_accuracy``.
@@ -137,7 +139,14 @@ def _draw_lines(
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.0), high + 0.1 * (high - min(low, 0.0)))
     if len(lines) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(lines))
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            ncols=len(lines),
+            fontsize=9,
+            columnspacing=1.2,
+            handlelength=1.6,
+        )
 
 
 def plot_partition(

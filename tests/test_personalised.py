@@ -9,7 +9,8 @@ import pytest
 from clients.node import Node
 from fedkd import wire
 from fedkd.prediction import predict
-from server import scoreboard
+from server import scoreboard, simulate
+from tests.conftest import SITES, draw_images
 
 SUPERVISED = {"objective": {"name": "supervised"}}
 
@@ -82,3 +83,19 @@ def test_without_patience_all_rounds_are_run(run):
     result = run(num_rounds=5, training={"learning_rate": 1e-9}, **SUPERVISED)
     assert len(result.rounds) == 5
     assert not result.summary["stopped_early"]
+
+
+@pytest.mark.parametrize("exchange", ["all", "without_batchnorm"])
+def test_a_client_without_val_images_has_no_score_and_stops_nothing(
+    make_recipe, hospitals, exchange
+):
+    only_north = draw_images("north", [0, 1, 2, 3], [0] * 4, SITES)
+    result = simulate(
+        make_recipe(**SUPERVISED, strategy={"exchange": exchange}),
+        **{**hospitals, "val": only_north},
+    )
+    scores = result.clients.groupby("client")["own_val_balanced_accuracy"].last()
+    assert 0 <= scores["north"] <= 1
+    assert np.isnan(scores["south"])
+    assert np.isnan(scores["west"])
+    assert result.board.best_own[1].shape == (0, 4)
