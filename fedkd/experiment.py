@@ -19,7 +19,8 @@ from fedkd.errors import ConfigError, DataError, PartitionError
 from fedkd.held_out import divide_held_out
 from fedkd.models.factory import build_student
 from fedkd.models.student import Student, load_initial
-from fedkd.partition import Partition, partition
+from fedkd.partition import Partition
+from fedkd.partitions.factory import partition
 from fedkd.recipe import Recipe
 from fedkd.schedules import learning_rates
 from fedkd.teachers.frozen import Teacher
@@ -180,16 +181,7 @@ def open_experiment(
 def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
     """The images that a recipe names, and which of them each client trains on."""
     splits = load_splits(recipe.data)
-    train = splits.train
-    divided = partition(
-        recipe.partition,
-        train.labels,
-        train.sites,
-        train.site_names,
-        recipe.num_clients,
-        recipe.seed,
-    )
-    return splits, divided
+    return splits, partition(recipe.partition, splits.train, recipe.num_clients, recipe.seed)
 
 
 def _device(name: str) -> torch.device:

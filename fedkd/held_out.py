@@ -15,8 +15,8 @@ def divide_held_out(
     If the clients are sites of the split, each has the images of its site, and images of other
     sites belong to nobody. Otherwise the images of each class go to the clients in the proportion
     of their training images of that class, by largest remainders, so that every client is evaluated
-    on the mix of classes that it has trained on (our choice). Classes without training images
-    belong to nobody.
+    on the mix of classes that it has trained on (our choice). If the clients are parts of sites,
+    this is done within each site. Classes without training images belong to nobody.
 
     Args:
         images: The val or test split.
@@ -35,13 +35,31 @@ def divide_held_out(
         return tuple(np.flatnonzero(images.sites == site) for site in own_sites)
     rng = seeding.rng(seed, "held-out")
     counts = divided.counts(train_labels, images.num_classes)
-    parts: list[list[Integers]] = [[] for _ in names]
+    if not divided.client_sites:
+        return tuple(_in_proportion(images.labels, np.arange(len(images)), counts, rng))
+    parts = [np.zeros(0, np.int64) for _ in names]
+    for site in dict.fromkeys(divided.client_sites):
+        clients = [number for number, own in enumerate(divided.client_sites) if own == site]
+        number = images.site_names.index(site) if site in images.site_names else -1
+        rows = np.flatnonzero(images.sites == number)
+        for client, part in zip(
+            clients, _in_proportion(images.labels, rows, counts[clients], rng), strict=True
+        ):
+            parts[client] = part
+    return tuple(parts)
+
+
+def _in_proportion(
+    labels: Integers, rows: Integers, counts: Integers, rng: np.random.Generator
+) -> list[Integers]:
+    """Divide rows, class by class, in the proportion of each client's counts (clients, classes)."""
+    parts: list[list[Integers]] = [[] for _ in counts]
     for number, own in enumerate(counts.T):
-        rows = rng.permutation(np.flatnonzero(images.labels == number))
-        ends = np.cumsum(_shares(len(rows), own)) if own.sum() else np.zeros(len(names), np.int64)
-        for part, chunk in zip(parts, np.split(rows, ends), strict=False):
+        drawn = rng.permutation(rows[labels[rows] == number])
+        ends = np.cumsum(_shares(len(drawn), own)) if own.sum() else np.zeros(len(own), np.int64)
+        for part, chunk in zip(parts, np.split(drawn, ends), strict=False):
             part.append(chunk)
-    return tuple(np.sort(np.concatenate(part)) for part in parts)
+    return [np.sort(np.concatenate(part)) for part in parts]
 
 
 def _shares(total: int, weights: Integers) -> Integers:

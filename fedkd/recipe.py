@@ -15,7 +15,7 @@ from fedkd.fourier.prompts import PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
 from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
-from fedkd.partition import PartitionConfig
+from fedkd.partitions.factory import PartitionConfig
 from fedkd.schedules import ScheduleConfig
 from fedkd.teachers.zoo import TeacherConfig
 from fedkd.training import TrainingConfig
@@ -88,8 +88,9 @@ class EvaluationConfig(Section):
     Schedules still reckon with num_rounds."""
     personalised: bool = True
     """Each client also evaluates its own student, after its training, on its own part of the val
-    split: the images of its site, or else a share of each class like its share of the training
-    images. Its class probabilities travel to the server, which writes them down."""
+    split: the images of its site, or else a share of each class (within its site, if it is a part
+    of one) like its share of the training images. Its class probabilities travel to the server,
+    which writes them down."""
 
 
 class EngineConfig(Section):
@@ -115,7 +116,8 @@ class Recipe(Section):
     """Communication rounds."""
     num_clients: int | None = Field(default=None, ge=1)
     """Hospitals. 1 puts all training images into one, whatever the partition; not given means
-    one for each site, with the partition by_site."""
+    one for each site with the partition by_site, and as many as they say with by_site_dirichlet
+    and file."""
     output: str = "runs"
     """Folder under which every run makes a folder of its own."""
     data: DataConfig = LesionsConfig()

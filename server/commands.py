@@ -17,7 +17,7 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
-from fedkd.partition import PARTITIONS
+from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
 from fedkd.schedules import SCHEDULES
 from fedkd.teachers.pretrain import PretrainConfig

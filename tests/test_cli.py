@@ -19,7 +19,7 @@ from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
-from fedkd.partition import PARTITIONS
+from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
 from fedkd.teachers.zoo import TEACHERS
 from fedkd.training import TrainingConfig

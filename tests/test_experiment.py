@@ -11,7 +11,7 @@ from fedkd.data.images import LabelledImages
 from fedkd.errors import StudentError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.models import states
-from fedkd.partition import partition
+from fedkd.partitions.factory import partition
 from fedkd.teachers.frozen import Teacher
 
 LESIONS = {"name": "lesions", "size": 16, "num_train": 60, "num_sites": 2,
@@ -53,7 +53,7 @@ def test_the_data_and_the_partition_are_those_of_the_recipe(make_recipe, tiny_te
                          num_clients=3, seed=5)  # fmt: skip
     experiment = open_experiment(recipe, teacher=tiny_teacher)
     train = experiment.splits.train
-    same = partition(recipe.partition, train.labels, train.sites, train.site_names, 3, seed=5)
+    same = partition(recipe.partition, train, 3, seed=5)
     assert experiment.partition.hash == same.hash
     splits, divided = open_data(recipe)
     assert divided.hash == same.hash

@@ -69,3 +69,27 @@ def test_equal_seeds_give_equal_parts(seed):
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     other = divide_held_out(split(labels), train, clients(range(6), range(6, 12)), seed=seed + 1)
     assert any(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_parts_of_a_site_share_its_images_and_no_others():
+    # North: 3 to 1 training images of class a, so of its four a 3 and 1; its b only client 1 has.
+    # South has no training image of class a: its a belongs to nobody, its b to its only b client.
+    train = np.array([0, 0, 0, 0, 1, 1, 2])
+    divided = Partition(
+        (np.array([0, 1, 2]), np.array([3, 4]), np.array([5]), np.array([6])),
+        ("north-0", "north-1", "south-0", "south-1"),
+        ("north", "north", "south", "south"),
+    )
+    images = split([0, 0, 0, 0, 1, 0, 1, 2, 0], [0, 0, 0, 0, 0, 1, 1, 1, 2],
+                   ("north", "south", "elsewhere"))  # fmt: skip
+    parts = divide_held_out(images, train, divided, seed=0)
+    assert [len(part) for part in parts] == [3, 2, 1, 1]
+    assert sorted(np.concatenate(parts[:2])) == [0, 1, 2, 3, 4]
+    assert 4 in parts[1]
+    assert [list(part) for part in parts[2:]] == [[6], [7]]
+
+
+def test_parts_of_a_site_that_is_not_in_the_split_have_nothing():
+    divided = Partition((np.array([0]), np.array([1])), ("x-0", "x-1"), ("x", "x"))
+    parts = divide_held_out(split([0, 1]), np.array([0, 1]), divided, seed=0)
+    assert [len(part) for part in parts] == [0, 0]

@@ -1,0 +1,1 @@
+"""Ways to divide the training images over clients, one in each file."""
