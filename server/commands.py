@@ -17,6 +17,7 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
+from fedkd.partitions import manifest
 from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
 from fedkd.schedules import SCHEDULES
@@ -27,7 +28,7 @@ from server.plots import plot_partition
 from server.progress import TerminalProgress
 from server.results import partition_table
 from server.simulation import run as run_experiment
-from server.tables import print_catalog, print_partition, print_results
+from server.tables import print_catalog, print_divergence, print_partition, print_results
 from strategies.factory import STRATEGIES
 
 
@@ -42,20 +43,27 @@ def centralized(options: argparse.Namespace) -> None:
 
 
 def partition(options: argparse.Namespace) -> None:
-    """``fedkd partition``: classes and hospitals as a table, a CSV and a PNG."""
+    """``fedkd partition``: classes and hospitals as tables, a CSV, a PNG and a manifest."""
     _log_to_terminal()
     recipe = config.load(Recipe, options.config, options.overrides)
     splits, divided = open_data(recipe)
     table = partition_table(splits.train, divided)
-    print_partition(_stdout(), table)
-    folder = _make_folder(Path(options.output or Path(recipe.output) / recipe.name))
+    console = _stdout()
+    print_partition(console, table)
     counts = divided.counts(splits.train.labels, splits.train.num_classes)
+    print_divergence(console, counts, divided.client_names, splits.train.class_names)
+    folder = _make_folder(Path(options.output or Path(recipe.output) / recipe.name))
     picture, csv = folder / "partition.png", folder / "partition.csv"
+    described = folder / "partition.json"
     title = f"{recipe.name}: training images per hospital and class"
     plot_partition(counts, divided.client_names, splits.train.class_names, picture, title)
     with files.replacing(csv) as part:
         table.to_csv(part, index=False)
-    print(f"partition hash {divided.hash}\n{picture}\n{csv}")
+    settings = recipe.partition.model_dump(mode="json")
+    text = manifest.to_json(manifest.describe(divided, splits.train, settings, recipe.seed))
+    with files.replacing(described) as part:
+        part.write_text(text, encoding="utf-8")
+    print(f"partition hash {divided.hash}\n{picture}\n{csv}\n{described}")
 
 
 def pretrain(options: argparse.Namespace) -> None:

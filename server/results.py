@@ -18,6 +18,7 @@ from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.models import states
 from fedkd.partition import Partition
+from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
 from server.plots import plot_curves
@@ -121,8 +122,12 @@ class RunDirectory:
         return self._write_summary(summarise(board, arrays, self._mode))
 
     def _write_partition(self) -> None:
-        train = self._experiment.splits.train
-        self._write_table("partition.csv", partition_table(train, self._experiment.partition))
+        train, recipe = self._experiment.splits.train, self._experiment.recipe
+        divided = self._experiment.partition
+        self._write_table("partition.csv", partition_table(train, divided))
+        settings = recipe.partition.model_dump(mode="json")
+        described = manifest.describe(divided, train, settings, recipe.seed)
+        self._write_text("partition.json", manifest.to_json(described))
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
         summary = {**identity(self._experiment, self._mode), **values}

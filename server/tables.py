@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from fedkd.metrics import Evaluation, balanced_accuracy, mcc
+from fedkd.partitions.divergence import label_divergence
 from server.evaluation import own_confusion
 from server.scoreboard import Scoreboard
 
@@ -85,6 +88,39 @@ def print_partition(console: Console, table: pd.DataFrame) -> None:
     shown.add_section()
     shown.add_row("all", *[str(value) for value in totals])
     console.print(shown)
+
+
+def print_divergence(
+    console: Console,
+    counts: npt.NDArray[np.int64],
+    client_names: Sequence[str],
+    class_names: Sequence[str],
+) -> None:
+    """How far each client's classes are from those of all, and which it lacks.
+
+    Args:
+        console: Where to print.
+        counts: Images, int64 (num_clients, num_classes).
+        client_names: One name per client.
+        class_names: One name per class.
+    """
+    names, present = np.asarray(class_names), counts.sum(axis=0) > 0
+    shown = Table(title="classes of each client")
+    shown.add_column("client")
+    shown.add_column("divergence", justify="right")
+    shown.add_column("classes without an image")
+    for client, row, value in zip(client_names, counts, label_divergence(counts), strict=True):
+        lacking = names[present & (row == 0)].tolist()
+        shown.add_row(client, _number(float(value)), ", ".join(lacking) or "-")
+    if not present.all():
+        shown.add_section()
+        shown.add_row("nobody has", "", ", ".join(names[~present].tolist()))
+    console.print(shown)
+    console.print(
+        "divergence: Jensen-Shannon, in bits, of a client's label distribution from that of all\n"
+        "images together; 0 = the same mix, 1 = nothing in common",
+        highlight=False,
+    )
 
 
 def print_catalog(console: Console, parts: Mapping[str, Mapping[str, str]]) -> None:

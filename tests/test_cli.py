@@ -19,6 +19,7 @@ from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
+from fedkd.partitions.divergence import label_divergence
 from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
 from fedkd.teachers.zoo import TEACHERS
@@ -223,7 +224,7 @@ def test_run_prints_tables_and_leaves_the_run_directory(recipe, capsys):
     summary = json.loads((path / "summary.json").read_text())
     assert f"student sha256 {summary['student_sha256']}\n" in out
     assert f"{summary['test']['balanced_accuracy']:.3f}" in out
-    assert len(list(path.iterdir())) == 11
+    assert len(list(path.iterdir())) == 12
     assert [line for line in err.splitlines() if "loss" in line][-1].startswith("round 2/2")
 
 
@@ -235,16 +236,55 @@ def test_one_client_and_centralized_print_the_same_hash(recipe, capsys):
     assert hashes[0] == hashes[1]
 
 
-def test_partition_prints_the_table_and_writes_picture_and_csv(recipe, capsys, tmp_path):
+def test_partition_prints_the_table_and_writes_picture_csv_and_manifest(recipe, capsys, tmp_path):
     assert main(["partition", recipe, "--output", "out"]) == 0
     out = capsys.readouterr().out
     assert "hospital_0" in out
     assert re.search(r"^partition hash \w{64}$", out, re.MULTILINE)
-    assert {path.name for path in Path("out").iterdir()} == {"partition.csv", "partition.png"}
+    names = {"partition.csv", "partition.json", "partition.png"}
+    assert {path.name for path in Path("out").iterdir()} == names
     table = pd.read_csv("out/partition.csv")
     assert table["total"].sum() == 64
     assert imread("out/partition.png").ndim == 3
     assert not (tmp_path / "runs").exists()
+
+
+def test_partition_prints_divergences_and_what_is_missing_where(recipe, capsys):
+    assert main(["partition", recipe, "partition.name=pathological", "num_clients=8"]) == 0
+    out = capsys.readouterr().out
+    assert "divergence: Jensen-Shannon, in bits, of a client's label distribution" in out
+    table = pd.read_csv("runs/tiny/partition.csv").set_index("client")
+    counts = table.drop(columns="total")
+    divergences = label_divergence(counts.to_numpy())
+    for (client, row), value in zip(counts.iterrows(), divergences, strict=True):
+        line = re.search(rf"^│ {client} +│ +{value:.3f} │ (.*?) *│$", out, re.MULTILINE)
+        assert line[1].split(", ") == list(row.index[row == 0])
+
+
+def test_the_partition_of_a_run_is_made_again_from_its_file(recipe, capsys):
+    made = ["partition.name=dirichlet", "num_clients=3", "seed=4"]
+    assert main(["run", recipe, *made, "num_rounds=1"]) == 0
+    capsys.readouterr()
+    (folder,) = Path("runs/tiny").iterdir()
+    written = json.loads((folder / "summary.json").read_text())["partition_hash"]
+    again = ["partition.name=file", f"partition.file={folder}/partition.json"]
+    assert main(["partition", recipe, *again, "--output", "out"]) == 0
+    assert f"partition hash {written}\n" in capsys.readouterr().out
+    clients = [json.loads((path / "partition.json").read_text())["clients"]
+               for path in (folder, Path("out"))]  # fmt: skip
+    assert clients[0] == clients[1]
+
+
+def test_a_manifest_of_other_images_is_code_2(recipe, capsys):
+    assert main(["partition", recipe, "--output", "out"]) == 0
+    capsys.readouterr()
+    again = ["partition.name=file", "partition.file=out/partition.json", "data.num_train=60"]
+    assert main(["partition", recipe, *again]) == 2
+    _, err = capsys.readouterr()
+    said = [line for line in err.splitlines() if line.startswith("fedkd: ")]
+    assert len(said) == 1
+    assert said[0].startswith("fedkd: out/partition.json is the division of other images: 4 of its")
+    assert "Traceback" not in err
 
 
 def test_partition_without_an_output_goes_beside_the_runs(recipe, capsys):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.models import states
+from fedkd.partitions import manifest
 from fedkd.prediction import predict
 from fedkd.recipe import Recipe
 from server import results, simulate
@@ -20,6 +21,7 @@ from server.results import RunDirectory
 
 FILES = {
     "config.toml", "rounds.csv", "clients.csv", "per_class.csv", "partition.csv",
+    "partition.json",
     "predictions_test.csv", "predictions_clients.csv", "student.safetensors",
     "best_student.safetensors", "curves.png", "summary.json",
 }  # fmt: skip
@@ -125,6 +127,17 @@ def test_the_partition_table_counts_the_training_images(finished, hospitals):
         assert row["total"] == len(site)
 
 
+def test_the_manifest_is_that_of_the_run(finished):
+    stored = manifest.read(finished.path / "partition.json")
+    experiment = finished.board.experiment
+    assert stored.partition_sha256 == finished.summary["partition_hash"]
+    assert stored.seed == experiment.recipe.seed
+    assert stored.settings["name"] == experiment.recipe.partition.name
+    assert [client.name for client in stored.clients] == ["north", "south", "west"]
+    ids = [name for client in stored.clients for name in client.ids]
+    assert ids == list(experiment.splits.train.ids)
+
+
 def test_the_class_table_has_group_counts_and_recalls(finished):
     table = pd.read_csv(finished.path / "per_class.csv").set_index("class")
     assert table["num_train"].tolist() == [13, 6, 3, 4]
@@ -176,7 +189,7 @@ def test_runs_within_one_second_get_directories_of_their_own(opened, tmp_path, m
 def test_what_is_known_before_training_is_there_from_the_start(opened, tmp_path):
     directory = RunDirectory.create(opened(), "centralized", tmp_path)
     names = {path.name for path in directory.path.iterdir()}
-    assert names == {"config.toml", "partition.csv", "summary.json"}
+    assert names == {"config.toml", "partition.csv", "partition.json", "summary.json"}
     summary = summary_of(directory.path)
     assert (summary["status"], summary["mode"]) == ("running", "centralized")
 
