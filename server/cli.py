@@ -4,6 +4,7 @@ Only light modules are imported here; a command's own module is imported when it
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,7 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is success, 1 a client that failed, 2 something for the user to mend, 130 Ctrl-C.
     """
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no more of a list of arguments once an option has come between.
+    if rest and (not hasattr(options, "overrides") or any(a.startswith("-") for a in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     if options.version:
         print(f"{PROGRAM} {version('fedkd')}")
         return 0
@@ -62,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         import_module("server.commands").COMMANDS[options.command](options)
+        sys.stdout.flush()
     except ClientFailure as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
@@ -69,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"{PROGRAM}: {line}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        # Who read the output has gone, as `head` does; Python is not to complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED

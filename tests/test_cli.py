@@ -358,3 +358,27 @@ def test_the_partition_of_ham10000_is_by_its_four_sites(realdata, monkeypatch, t
     table = pd.read_csv(tmp_path / "partition.csv")
     assert len(table) == 4
     assert (table["total"] > 0).all()
+
+
+def test_overrides_may_come_after_an_option(recipe, tmp_path, capsys):
+    command = ["partition", str(recipe), "--output", str(tmp_path / "out"), "num_clients=1"]
+    assert main([*command, "seed=3"]) == 0
+    assert "client-0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/partition.json").read_text())["seed"] == 3
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--nonsense"])
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: num_clients=1 --nonsense" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_causes_no_traceback(recipe):
+    code = "import sys; from server.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "config", str(recipe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
