@@ -23,7 +23,11 @@ class Section(BaseModel):
     """Base of every config model: frozen, no unknown keys, a docstring under each field."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
     )
 
 

@@ -243,6 +243,12 @@ def _gather(
     )
     if num_clients == 1:
         return Splits(train, val, test), Partition((np.arange(len(train)),), ("all",))
+    names = train.site_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"several sites are called {', '.join(map(repr, twice))}; give each hospital a name of "
+            "its own (site_names), by which its val and test images are found"
+        )
     ends = np.cumsum([len(site) for site in sites])
     rows = tuple(np.split(np.arange(len(train)), ends[:-1]))
     return Splits(train, val, test), Partition(rows, train.site_names)

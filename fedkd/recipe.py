@@ -100,7 +100,7 @@ class EngineConfig(Section):
     """inprocess: one after another in this process, through a Flower Grid."""
     device: str = "auto"
     """auto (the GPU if there is one), cpu, cuda, cuda:1 ..."""
-    num_threads: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of torch; not given means torch's own choice. It can change the last bits."""
 
 

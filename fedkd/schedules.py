@@ -4,6 +4,7 @@ It is a function of the round alone, so a client that joins only some rounds has
 """
 
 import difflib
+import json
 import math
 import warnings
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class ScheduleConfig(Section):
 
     name: Literal["constant", "cosine", "multi_step", "torch"] = "constant"
     """Rule; see `fedkd list`. Rates change between rounds, never within one."""
-    min_learning_rate: float = Field(default=1e-4, ge=0, allow_inf_nan=False)
+    min_learning_rate: float = Field(default=1e-4, ge=0)
     """cosine: rate of the last round. The first round is already below the initial rate, and an
     initial rate below this one rises to it."""
     milestone: int = Field(default=60, ge=0)
@@ -55,6 +56,13 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _torch_takes_the_options(self) -> "ScheduleConfig":
+        try:
+            json.dumps(self.options, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"schedule.options are {self.options}; they must be finite numbers, true, false, "
+                "strings and lists of them"
+            ) from None
         if self.name == "torch":
             try:
                 _torch_rates(self, initial=0.1, num_rounds=1)

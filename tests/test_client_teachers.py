@@ -85,3 +85,9 @@ def test_a_teacher_of_nobody_is_refused():
 def test_a_wrong_key_in_a_clients_teacher_is_named():
     with pytest.raises(ConfigError, match=r"checkpiont.*did you mean.*checkpoint"):
         recipe_with({"clients": ["west"], "checkpiont": "x"})
+
+
+@pytest.mark.parametrize("given", [["a", "b", "c"], "abc", [None] * 3, len])
+def test_a_given_teacher_is_a_module_or_modules(opened, given):
+    with pytest.raises(TeacherError, match="it must be a torch module, or a sequence"):
+        opened(teacher=given, **EKD)

@@ -138,3 +138,18 @@ def test_the_explained_config_loads_back_to_the_same(tmp_path):
     text = config.explain(recipe)
     assert config.load(Recipe, write(tmp_path, "a.toml", text)) == recipe
     assert "# Initial step size of the optimiser; see [schedule]." in text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "objective.lambda_f=inf",
+        "moon.temperature=inf",
+        "training.weight_decay=nan",
+        "fedprox.mu=inf",
+    ],
+)
+def test_numbers_are_finite(override):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{key} is (inf|nan) .*it must be"):
+        config.load(Recipe, Path(__file__).parents[1] / "configs/quickstart.toml", [override])

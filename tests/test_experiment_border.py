@@ -222,3 +222,10 @@ def test_a_gpu_that_is_not_there_is_refused(refused, opened, monkeypatch):
     text = refused(ConfigError, engine={"device": "cuda:0"})
     assert text == "engine.device is 'cuda:0' but torch sees no GPU; use cpu or auto"
     assert opened(engine={"device": "auto"}).device == torch.device("cpu")
+
+
+def test_two_hospitals_with_one_name_are_refused_unless_pooled(opened, hospitals):
+    sites = [*hospitals["sites"], hospitals["sites"][0]]
+    with pytest.raises(DataError, match="several sites are called 'north'; give each hospital"):
+        opened({"sites": sites})
+    assert opened({"sites": sites}, num_clients=1).num_clients == 1

@@ -1,9 +1,11 @@
+import datetime
 import json
 import math
 import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler
@@ -180,7 +182,6 @@ def test_what_is_wrong_with_a_schedule_is_said_in_one_line_when_it_is_loaded(sch
             r"{'step_size': 2, 'gamma': -1}, but StepLR then gives the rate -0.1 in round 3; it "
             "must be finite and at least 0: change the options",
         ),
-        (of_torch("ExponentialLR", gamma=math.nan), "the rate nan in round 2"),
         (of_torch("ExponentialLR", gamma=1e200), "the rate inf in round 3"),
     ],
 )
@@ -221,3 +222,9 @@ def test_options_can_be_given_on_the_command_line(tmp_path):
 def test_every_listed_schedule_gives_one_rate_per_round(name):
     schedule = ScheduleConfig(name=name, scheduler="ConstantLR" if name == "torch" else "")
     assert len(learning_rates(schedule, 0.1, 7)) == 7
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.int64(2), datetime.date(2020, 1, 1)])
+def test_options_that_no_recipe_can_hold_are_refused(value):
+    with pytest.raises(ConfigError, match="schedule.options are .*; they must be finite numbers"):
+        config.build(Recipe, {"schedule": {"options": {"step_size": value}}})

@@ -42,6 +42,15 @@ def test_a_convolutional_model_gives_its_pooled_features(timm, tmp_path):
     assert expected.shape == (2, teacher.num_features)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "deit_tiny_distilled_patch16_224"])
+def test_heads_of_several_layers_or_several_heads_are_taken_off(timm, tmp_path, name):
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
+    teacher = open_teacher(of_timm(name, path))
+    pixels = torch.zeros(2, 3, 64, 64)
+    assert teacher.features(pixels).shape == (2, teacher.num_features)
+
+
 def test_dinov2_is_read_with_its_authors_names_and_resampled_to_the_input_size(timm, tmp_path):
     with seeding.isolated(0, "timm"):
         network = timm.create_model(DINO, pretrained=False, num_classes=0).eval()

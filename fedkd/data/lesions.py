@@ -48,7 +48,7 @@ class LesionsConfig(Section):
     """Width and height of the images in pixels, 16..256."""
     num_train: int = Field(1600, ge=len(CLASS_NAMES))
     """Training images of all classes and hospitals together, >= 8."""
-    imbalance_factor: float = Field(50.0, ge=1, allow_inf_nan=False)
+    imbalance_factor: float = Field(50.0, ge=1)
     """Training images of the largest class over those of the smallest, >= 1; 1 is balanced."""
     num_val_per_class: int = Field(20, ge=1)
     """Validation images of each class, >= 1."""

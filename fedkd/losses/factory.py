@@ -28,18 +28,18 @@ PerExample = Callable[[Tensor, Tensor, Tensor], Tensor]
 class LossConfig(Section):
     """Settings of the supervised losses; each loss reads its own."""
 
-    focal_gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    focal_gamma: float = Field(default=2.0, ge=0)
     """Exponent of focal and focal_detached, >= 0; 0 is the cross-entropy."""
     beta: float = Field(default=0.9999, ge=0, lt=1)
     """Of the effective number of images, in [0, 1): for cb in all rounds, for ldam and
     class-balanced EKD in the last fifth of the rounds. 0 weighs all present classes equally."""
-    tau: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    tau: float = Field(default=1.0, ge=0)
     """Strength of the prior of logit_adjustment, >= 0; 1 is bsm, 0 is ce."""
-    max_margin: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    max_margin: float = Field(default=0.5, gt=0)
     """Margin of ldam for the rarest class, in units of the cosine, > 0."""
-    scale: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    scale: float = Field(default=30.0, gt=0)
     """Factor of ldam on the cosines, > 0."""
-    calibration: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    calibration: float = Field(default=0.5, ge=0)
     """Margin of lcc for a class with one image, in units of the logits, >= 0; 0 is ce."""
 
 

@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedkd.errors import DependencyError, TeacherError
 from fedkd.teachers.checkpoints import load_strictly, read_state
 from fedkd.teachers.frozen import Teacher
@@ -46,12 +48,16 @@ def open_timm(architecture: str, path: Path, input_size: int | None) -> Teacher:
     vision_transformer: Any = import_module("timm.models.vision_transformer")
     if isinstance(network, vision_transformer.VisionTransformer):
         state = vision_transformer.checkpoint_filter_fn(state, network)
-    state = {k: v for k, v in state.items() if not k.startswith(f"{card.classifier}.")}
-    load_strictly(network, state, path)
+    classifiers = card.classifier if isinstance(card.classifier, tuple) else (card.classifier,)
+    heads = tuple(f"{name}." for name in classifiers)
+    load_strictly(network, {k: v for k, v in state.items() if not k.startswith(heads)}, path)
+    side = input_size or card.input_size[-1]
+    with torch.no_grad():  # timm's num_features is another width where a head has several layers
+        num_features = network.eval()(torch.zeros(1, 3, side, side)).shape[1]
     return Teacher(
         architecture,
         network,
-        num_features=network.num_features,
+        num_features=num_features,
         mean=card.mean,
         std=card.std,
         input_size=input_size,

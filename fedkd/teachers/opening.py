@@ -39,8 +39,13 @@ def open_teachers(
         sources: list[OneTeacherConfig | nn.Module] = [*config.of_clients(client_names)]
     elif isinstance(given, nn.Module):
         sources = [given] * len(client_names)
-    else:
+    elif isinstance(given, Sequence) and all(isinstance(one, nn.Module) for one in given):
         sources = list(given)
+    else:
+        raise TeacherError(
+            f"the given teacher is {given!r}; it must be a torch module, or a sequence of one "
+            "for each client"
+        )
     if len(sources) != len(client_names):
         raise TeacherError(
             f"{len(sources)} teachers are given for {len(client_names)} clients; give one, or one "
