@@ -25,7 +25,7 @@ class Moon(Supervised):
 
     Args:
         loss: The supervised loss S.
-        mu: Weight of the contrastive term, >= 0.
+        mu: Weight of the contrastive term, >= 0; 0 leaves S.
         temperature: Divides the cosines, > 0.
         frozen_mode: Mode of the received and the previous student.
 
@@ -72,6 +72,8 @@ class Moon(Supervised):
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch."""
+        if not self.mu:
+            return super().loss(student, pixels, labels)
         out = student(pixels)
         per_example = self._loss.per_example(out.logits, labels)
         supervised = self._loss.mean(per_example, labels)

@@ -246,10 +246,11 @@ class Node:
 
         A pass of its own: the losses of the first epoch are those of a student that changes from
         step to step, in train mode, and of augmented images. The teacher's part of it is the same
-        in every round and is done once per process.
+        in every round and is done once per process. Images that ``drop_last`` leaves out of every
+        epoch, because their order never changes, are left out here too.
         """
         config = self.experiment.recipe.training
-        num_images = num_examples_per_epoch(len(loader), config)
+        num_images = len(loader) if config.shuffle else num_examples_per_epoch(len(loader), config)
         student = self._student.eval()
         sums = torch.zeros(self.experiment.num_classes, dtype=torch.float64, device=loader.device)
         for start in range(0, num_images, config.batch_size):

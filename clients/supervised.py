@@ -29,7 +29,7 @@ class Supervised(Stateless):
 
     @torch.no_grad()
     def scores(
-        self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None = None
+        self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None
     ) -> Tensor:
         """Supervised loss per example."""
         return self._loss.per_example(student(pixels).logits, labels)

@@ -11,6 +11,11 @@ from fedkd.recipe import Recipe
 
 def check_images(splits: Splits, recipe: Recipe) -> None:
     """Refuse images that students, teachers or prompts cannot take (DataError)."""
+    if recipe.evaluation.select_on == "macro_auroc" and len(np.unique(splits.val.labels)) == 1:
+        raise DataError(
+            "all val images are of one class, on which evaluation.select_on = 'macro_auroc' is not "
+            "defined; use images of two classes at least, or select on balanced_accuracy"
+        )
     for name in ("train", "val", "test"):
         images: LabelledImages = getattr(splits, name)
         if not len(images):

@@ -15,7 +15,7 @@ from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import head_medium_tail
-from fedkd.errors import ConfigError, DataError, PartitionError
+from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
 from fedkd.held_out import divide_held_out
 from fedkd.models.factory import build_student
 from fedkd.models.student import Student, load_initial
@@ -77,6 +77,15 @@ class Experiment:
         return Loader(
             self.splits.train, self.partition.indices[partition_id], self.device, self.dtype
         )
+
+    @property
+    def predicts_locally(self) -> bool:
+        """Whether a prediction needs tensors that stay with a client."""
+        exchange = self.recipe.strategy.exchange
+        if exchange == "without_projector":
+            # Only moon's classifier reads a projection.
+            return self.recipe.objective.name == "moon"
+        return exchange != "all"
 
     @cached_property
     def held_out_rows(self) -> dict[HeldOut, tuple[Integers, ...]]:
@@ -168,10 +177,15 @@ def open_experiment(
             torch.from_numpy(splits.train.images[:2]).to(device, dtype),
             with_reference=recipe.objective.name == "fopro",
         )
+    if recipe.student.init == "teacher" and len(set(map(id, opened))) > 1:
+        raise StudentError(
+            "student.init is 'teacher' but the clients have different teachers; choose another "
+            "initialisation, or one teacher for all"
+        )
     experiment = Experiment(
         recipe, splits, divided, opened, tuple(rates), device, dtype, initial_student
     )
-    if recipe.strategy.exchange != "all":
+    if experiment.predicts_locally:
         for split, rows in experiment.held_out_rows.items():
             images: LabelledImages = getattr(splits, split)
             check_held_out(images, split, rows, recipe.strategy.exchange)

@@ -34,8 +34,8 @@ class ObjectiveConfig(Section):
     """Weight of the distillation term of ekd and fopro. With 0, class scores and class losses are
     those of the supervised loss."""
     ramp_down_after: int | None = Field(default=None, ge=0)
-    """Rounds with the full lambda_f, after which it falls linearly, to reach 0 one round after the
-    last. Not given means it does not fall."""
+    """After so many rounds lambda_f falls linearly, from its full value in the next round to 0 one
+    round after the last. Not given means it does not fall."""
     balanced_distillation: bool = False
     """Class-balanced EKD: in the last fifth of the rounds, weigh the distillation loss of an image
     by its class's effective number of images (losses.beta)."""
@@ -55,7 +55,7 @@ class MoonConfig(Section):
     """Objective moon."""
 
     mu: float = Field(default=1.0, ge=0)
-    """Weight of the contrastive term; 0 is FedAvg on moon's student."""
+    """Weight of the contrastive term; 0 leaves the supervised loss of moon's student."""
     temperature: float = Field(default=0.5, gt=0)
     """Divides the cosines of the contrastive term."""
     frozen_mode: Literal["eval", "train"] = "eval"
@@ -72,8 +72,8 @@ class StrategyConfig(Section):
     """Fraction of the clients that train in a round, at least one."""
     exchange: ExchangeName = "all"
     """Tensors of the student that travel: all, backbone (no head), without_projector,
-    without_classifier, or without_batchnorm (FedBN). The others stay with each client, and val and
-    test images are then predicted by the client that they belong to."""
+    without_classifier, or without_batchnorm (FedBN). The others stay with each client. Where
+    predictions need them, val and test images are predicted by the client that they belong to."""
 
 
 class EvaluationConfig(Section):
@@ -112,8 +112,8 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of partition, initial student, client sampling and training. The data set has its own,
     so that runs with other seeds see the same images."""
-    num_rounds: int = Field(default=10, ge=1)
-    """Communication rounds."""
+    num_rounds: int = Field(default=10, ge=1, le=1_000_000)
+    """Communication rounds, at most a million."""
     num_clients: int | None = Field(default=None, ge=1)
     """Hospitals. 1 puts all training images into one, whatever the partition; not given means
     one for each site with the partition by_site, and as many as they say with by_site_dirichlet

@@ -29,7 +29,7 @@ def run_centralized(
     def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
         return node.evaluate(0, student, state, round_number, split)
 
-    board = Scoreboard(experiment, None if experiment.recipe.strategy.exchange == "all" else ask)
+    board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
     arrays = node.initial_arrays()
     for number in range(1, experiment.recipe.num_rounds + 1):
         if observer:

@@ -33,11 +33,14 @@ def report_test(
 
 
 def on_the_server(experiment: Experiment) -> Predict:
-    """Predict whole splits with the global student, which must be complete."""
+    """Predict whole splits with the global student.
+
+    Tensors that stay with the clients have their initial values; predictions do not read them.
+    """
     network = experiment.build_student()
 
     def predict_split(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
-        network.load_state_dict(student)
+        network.load_state_dict({**network.state_dict(), **student})
         loader = experiment.held_out_loader(split)
         return predict(network, loader, experiment.recipe.evaluation.batch_size)
 

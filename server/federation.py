@@ -44,7 +44,7 @@ def run_federation(
     def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
         return _ask_clients(grid, strategy, experiment, split, student, round_number)
 
-    board = Scoreboard(experiment, None if recipe.strategy.exchange == "all" else ask)
+    board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
     arrays = ArrayRecord(initial)
     tensors = initial
     for number in range(1, recipe.num_rounds + 1):

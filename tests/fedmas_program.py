@@ -206,7 +206,8 @@ class Client:
         out1, projection, out2 = self.network(x)
         losses, weights = supervised(case.loss, out1, y, self.n, late)
         total = weighted_mean(losses, weights)
-        terms = {"loss_supervised": total, "score": losses, "class_loss": losses}
+        weighted = losses * weights
+        terms = {"loss_supervised": total, "score": weighted, "class_loss": weighted}
         if case.objective == "fedprox":
             pairs = zip(self.network.parameters(), self.received.parameters(), strict=True)
             term = case.mu / 2 * sum(((w - received) ** 2).sum() for w, received in pairs)

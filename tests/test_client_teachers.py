@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedkd import config
-from fedkd.errors import ConfigError, TeacherError
+from fedkd.errors import ConfigError, StudentError, TeacherError
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
 from fedkd.teachers.zoo import WEIGHTS
@@ -91,3 +91,8 @@ def test_a_wrong_key_in_a_clients_teacher_is_named():
 def test_a_given_teacher_is_a_module_or_modules(opened, given):
     with pytest.raises(TeacherError, match="it must be a torch module, or a sequence"):
         opened(teacher=given, **EKD)
+
+
+def test_students_cannot_begin_as_different_teachers(opened, teacher, other):
+    with pytest.raises(StudentError, match="'teacher' but the clients have different teachers"):
+        opened(teacher=[teacher, other, teacher], student={"init": "teacher"}, **EKD)

@@ -140,3 +140,11 @@ def test_every_held_out_image_needs_a_client(opened, hospitals):
     with pytest.raises(DataError, match="2 val images belong to no client.*site 'far'.*exchange"):
         opened({"val": elsewhere}, strategy={"exchange": "backbone"})
     assert opened({"val": elsewhere}).held_out_rows["val"][0].size == 0
+
+
+def test_a_local_projector_that_no_prediction_reads_needs_no_owner_of_an_image(run, opened):
+    exchange = {"exchange": "without_projector"}
+    assert not opened(strategy=exchange, objective={"name": "ekd"}).predicts_locally
+    assert opened(strategy=exchange, objective={"name": "moon"}).predicts_locally
+    one = {"strategy": exchange, "objective": {"name": "supervised"}}
+    assert sha(run(**one)) == sha(run(objective={"name": "supervised"}))

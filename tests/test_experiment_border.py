@@ -229,3 +229,10 @@ def test_two_hospitals_with_one_name_are_refused_unless_pooled(opened, hospitals
     with pytest.raises(DataError, match="several sites are called 'north'; give each hospital"):
         opened({"sites": sites})
     assert opened({"sites": sites}, num_clients=1).num_clients == 1
+
+
+def test_a_val_split_on_which_the_selection_is_not_defined_is_refused(opened, hospitals):
+    one = replace(hospitals["val"], labels=np.zeros(12, np.int64))
+    with pytest.raises(DataError, match="all val images are of one class.*macro_auroc"):
+        opened({"val": one}, evaluation={"select_on": "macro_auroc"})
+    assert opened({"val": one})

@@ -164,8 +164,9 @@ def test_strategies_weigh_as_in_the_program_until_they_are_late(strategy, change
     check(replace(MAS, strategy=strategy, **changes))
 
 
-def test_scores_without_distillation_are_the_cross_entropy_as_in_the_program():
-    check(replace(MAS, lambda_f=0.0, loss="ce"))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scores_without_distillation_are_supervised_as_in_the_program(loss):
+    check(replace(MAS, lambda_f=0.0, loss=loss, num_rounds=2))
 
 
 @pytest.mark.parametrize("clients", [(0,), (2,), (3,), (2, 0), (1, 3), (0, 1, 2, 3)], ids=str)

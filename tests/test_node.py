@@ -298,3 +298,19 @@ def test_initial_arrays_come_before_any_training(open_node):
     node.train(0, node.initial_arrays(), {}, 1)
     with pytest.raises(AssertionError, match="trained already"):
         node.initial_arrays()
+
+
+def test_scores_leave_out_only_what_every_epoch_leaves_out(open_node):
+    """Client 0 has 11 images; the last three, of classes 2, 0 and 1, are in no full batch of 4."""
+    for shuffle, counts in ((True, [5, 3, 2, 1]), (False, [4, 2, 1, 1])):
+        node = open_node(**SUPERVISED, training={"drop_last": True, "shuffle": shuffle})
+        metrics = node.train(0, node.initial_arrays(), {}, 1, score_classes=True)[0].metrics
+        student = node.experiment.build_student().eval()
+        pixels, labels = node.experiment.loader(0).batch(np.arange(sum(counts)))
+        with torch.no_grad():
+            logits = student(pixels).logits
+        prior = torch.log(torch.tensor([5, 3, 2, 1]) / 11)
+        losses = torch.nn.functional.cross_entropy(logits + prior, labels, reduction="none")
+        expected = [losses[labels == c].sum().item() for c in range(4)]
+        assert np.bincount(labels, minlength=4).tolist() == counts
+        assert metrics[wire.CLASS_SCORES] == pytest.approx(expected, rel=1e-5)

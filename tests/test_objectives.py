@@ -65,7 +65,7 @@ def test_supervised_by_hand(loss, expected):
         {"loss": sum(expected) / 2, "loss_supervised": sum(expected) / 2}
     )
     assert objective.score_target(PIXELS) is None
-    assert objective.scores(student, PIXELS, LABELS).tolist() == pytest.approx(expected)
+    assert objective.scores(student, PIXELS, LABELS, None).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("loss", "own", "free"), [("bsm", BSM, BSM_FREE), ("ce", CE, CE_FREE)])

@@ -98,7 +98,7 @@ class TeacherConfig(OneTeacherConfig):
                 if name not in names:
                     raise ConfigError(
                         f"{key} names {name!r}, which is no client; the clients are "
-                        f"{', '.join(names)}"
+                        f"{', '.join(names)}: correct the name, or set teacher.by_client = []"
                     )
                 found[name] = config
         return [found.get(name, self) for name in names]
