@@ -227,7 +227,7 @@ def test_duplicate_id(project):
 def test_unknown_label(project):
     text = project.error(classes=("nv", "bcc"))
     assert "2 row(s) have an unknown label: row 3 ('mel'), row 5 ('mel')" in text
-    assert "data.classes are nv, bcc" in text
+    assert "allowed are nv, bcc" in text
 
 
 @pytest.mark.parametrize(("column", "place"), [("id", 0), ("label", 1), ("site", 2)])

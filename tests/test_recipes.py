@@ -7,14 +7,21 @@ import pytest
 
 from fedkd import config
 from fedkd.data.catalog import DATASETS
+from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
+from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
 from fedkd.recipe import Recipe
 from fedkd.teachers.pretrain import PretrainConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))
-DATA = {"lesions": LesionsConfig, "folder": FolderConfig}
+DATA = {
+    "lesions": LesionsConfig,
+    "folder": FolderConfig,
+    "isic2019_lt": Isic2019LtConfig,
+    "fed_isic2019": FedIsic2019Config,
+}
 
 
 def model_of(path):

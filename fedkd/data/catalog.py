@@ -5,9 +5,11 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Discriminator, Tag
 
-from fedkd.data import folder, lesions
+from fedkd.data import fed_isic2019, folder, isic2019_lt, lesions
+from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.images import Splits
+from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
 
 
@@ -18,7 +20,10 @@ def _name(values: Any) -> str:
 
 
 DataConfig = Annotated[
-    Annotated[LesionsConfig, Tag("lesions")] | Annotated[FolderConfig, Tag("folder")],
+    Annotated[LesionsConfig, Tag("lesions")]
+    | Annotated[FolderConfig, Tag("folder")]
+    | Annotated[Isic2019LtConfig, Tag("isic2019_lt")]
+    | Annotated[FedIsic2019Config, Tag("fed_isic2019")],
     Discriminator(_name),
 ]
 
@@ -35,9 +40,15 @@ DATASETS: dict[str, DataSet] = {
         lesions.load, "embedded, synthetic dermoscopy-like images: 8 classes, any number of sites"
     ),
     "folder": DataSet(folder.load, "your own image files and a CSV that names label, site, split"),
+    "isic2019_lt": DataSet(
+        isic2019_lt.load, "ISIC 2019 with a long tail, by the FoPro-KD authors' lists: 8 classes"
+    ),
+    "fed_isic2019": DataSet(
+        fed_isic2019.load, "ISIC 2019 at its six centres, by the Fed-MAS authors' lists: 8 classes"
+    ),
 }
 
 
-def load_splits(config: LesionsConfig | FolderConfig) -> Splits:
+def load_splits(config: DataConfig) -> Splits:
     """Train, val and test of the data set that the config names; DataError if it is unusable."""
     return DATASETS[config.name].load(config)

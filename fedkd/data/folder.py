@@ -5,7 +5,7 @@ the rows of the CSV it is about.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,11 +91,9 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
             ones named: missing, empty or broken file, duplicate id, unknown or empty label, site
             or split value, empty split, site without training image, group in two splits.
     """
-    folder = paths.expand(config.images, "data.images")
     csv = paths.expand(config.csv, "data.csv")
-    content = _read_bytes(csv)
-    if not folder.is_dir():
-        raise DataError(f"data.images is {folder}, which is not a folder; check the path")
+    content = read_bytes(csv, "data.csv")
+    folder = open_folder(config.images, "data.images")
     columns = {
         "id": config.id_column,
         "label": config.label_column,
@@ -112,31 +110,89 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
         require_all_sites=config.require_all_sites,
         problems=problems,
     )
-    files = _files(folder, table, config)
-    stats = _check_files(files, table, problems)
-    problems.raise_if_any()
-    settings = config.model_dump_json(exclude={"images", "csv"})
-    digest = hashlib.sha256(content)
-    for file, (num_bytes, modified_ns) in zip(files, stats, strict=True):
-        digest.update(f"{file.relative_to(folder)}\0{num_bytes}\0{modified_ns}\n".encode())
-    key = f"version {_CACHE_VERSION} pillow {PIL.__version__} {settings} {digest.hexdigest()}"
-    return load_or_build("folder", key, lambda: _build(config, csv, table, files), cache_dir)
+    classes = config.classes or tuple(sorted(set(table["label"])))
+    return load_images(
+        config.name,
+        table,
+        folder,
+        {label: label for label in classes},
+        split_values=config.split_values,
+        extension=config.extension,
+        size=config.size,
+        key=config.model_dump_json(exclude={"images", "csv"}),
+        content=content,
+        problems=problems,
+        cache_dir=cache_dir,
+    )
 
 
-def _read_bytes(csv: Path) -> bytes:
+def open_folder(text: str, key: str) -> Path:
+    """The folder that a key of the recipe names; DataError if it is none."""
+    folder = paths.expand(text, key)
+    if not folder.is_dir():
+        raise DataError(f"{key} is {folder}, which is not a folder; check the path")
+    return folder
+
+
+def read_bytes(csv: Path, key: str) -> bytes:
+    """Content of a file that a key of the recipe names; DataError if it cannot be read."""
     try:
         return csv.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"data.csv is {csv}, which does not exist; check the path") from None
+        raise DataError(f"{key} is {csv}, which does not exist; check the path") from None
     except OSError as error:
-        raise DataError(f"cannot read data.csv {csv}: {error}") from None
+        raise DataError(f"cannot read {key} {csv}: {error}") from None
 
 
-def _files(folder: Path, table: pd.DataFrame, config: FolderConfig) -> list[Path]:
-    return [
-        folder / (name if Path(name).suffix else f"{name}{config.extension}")
-        for name in table["id"]
-    ]
+def image_files(folder: Path, ids: Iterable[str], extension: str = ".jpg") -> list[Path]:
+    """File of each id; those without suffix get ``extension``."""
+    return [folder / (name if Path(name).suffix else f"{name}{extension}") for name in ids]
+
+
+def load_images(
+    name: str,
+    table: pd.DataFrame,
+    folder: Path,
+    classes: Mapping[str, str],
+    *,
+    split_values: tuple[str, str, str],
+    extension: str,
+    size: int,
+    key: str,
+    content: bytes,
+    problems: Problems,
+    cache_dir: Path | None,
+) -> Splits:
+    """Check the files of a table that says what each one is, and decode them or read the cache.
+
+    Args:
+        name: Of the data set; starts the cache file's name.
+        table: Columns id, label, split and, optionally, site, as :func:`check_table` wants them.
+        folder: Where the files are.
+        classes: Class name of each label, in the order of the class indices.
+        split_values: What the split column holds for train, val and test.
+        extension: Added to ids that have no suffix.
+        size: Width and height in pixels to which every image is resized.
+        key: Settings that the splits depend on, for the cache.
+        content: What the table was made from, for the cache.
+        problems: What was found already; raised with what is wrong with the files.
+        cache_dir: Where to keep the decoded images; None is the user's cache.
+
+    Raises:
+        DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file.
+    """
+    files = image_files(folder, table["id"], extension)
+    stats = _check_files(files, table, problems)
+    problems.raise_if_any()
+    digest = hashlib.sha256(content)
+    for file, (num_bytes, modified_ns) in zip(files, stats, strict=True):
+        digest.update(f"{file.relative_to(folder)}\0{num_bytes}\0{modified_ns}\n".encode())
+    key = f"version {_CACHE_VERSION} pillow {PIL.__version__} {key} {digest.hexdigest()}"
+
+    def build() -> Splits:
+        return _build(table, files, classes, split_values, size, problems)
+
+    return load_or_build(name, key, build, cache_dir)
 
 
 def _check_files(
@@ -144,7 +200,7 @@ def _check_files(
 ) -> list[tuple[int, int]]:
     """Size and modification time of each file; notes missing, empty and twice-named ones."""
     stats, missing, empty, twice = [], [], [], []
-    seen: dict[Path, int] = {}
+    seen: dict[Path, int | str] = {}
     for row, name, file in zip(table.index, table["id"], files, strict=True):
         if not name:
             stats.append((0, 0))
@@ -167,26 +223,34 @@ def _check_files(
     return stats
 
 
-def _build(config: FolderConfig, csv: Path, table: pd.DataFrame, files: list[Path]) -> Splits:
+def _build(
+    table: pd.DataFrame,
+    files: list[Path],
+    classes: Mapping[str, str],
+    split_values: tuple[str, str, str],
+    size: int,
+    problems: Problems,
+) -> Splits:
     # Sorted by split, so that each split is a view of one array and no pixel is held twice.
-    split = _codes(table["split"], config.split_values)
+    split = _codes(table["split"], split_values)
     order = np.argsort(split, kind="stable")
-    table = table.iloc[order]
-    images, faults = decode_files([files[row] for row in order], config.size)
-    problems = Problems(csv)
-    broken = sorted((int(table.index[at]), f"{table['id'].iloc[at]}: {why}") for at, why in faults)
+    images, faults = decode_files([files[row] for row in order], size)
+    broken = [
+        (table.index[row], f"{table['id'].iloc[row]}: {why}")
+        for row, why in sorted((int(order[at]), why) for at, why in faults)
+    ]
     problems.add("name an image that cannot be decoded", broken, "replace the files, or their rows")
     problems.raise_if_any()
+    table = table.iloc[order]
     sites = table["site"] if "site" in table else pd.Series("all", index=table.index)
     site_names = tuple(sorted(set(sites)))
-    class_names = config.classes or tuple(sorted(set(table["label"])))
-    ends = np.cumsum(np.bincount(split, minlength=len(config.split_values)))
+    ends = np.cumsum(np.bincount(split, minlength=len(split_values)))
     parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     train, val, test = (
         LabelledImages(
             images=images[part],
-            labels=_codes(table["label"], class_names)[part],
-            class_names=class_names,
+            labels=_codes(table["label"], tuple(classes))[part],
+            class_names=tuple(classes.values()),
             sites=_codes(sites, site_names)[part],
             site_names=site_names,
             ids=tuple(table["id"].iloc[part]),

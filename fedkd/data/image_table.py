@@ -1,4 +1,4 @@
-"""The CSV that describes a folder of images: reading it, and everything that can be wrong in it."""
+"""The CSVs that describe a folder of images: reading, and everything that can be wrong in them."""
 
 import difflib
 import io
@@ -16,19 +16,20 @@ class Problems:
     """Collects faults of a CSV, one line per kind, with the number of rows and the first of them.
 
     Args:
-        csv: The file, named in every line.
+        csv: The file, or the folder of the files, named in every line.
     """
 
     def __init__(self, csv: Path) -> None:
         self.csv = csv
         self.lines: list[str] = []
 
-    def add(self, what: str, rows: Sequence[tuple[int, str]], remedy: str) -> None:
+    def add(self, what: str, rows: Sequence[tuple[int | str, str]], remedy: str) -> None:
         """Note that these rows (number in the file, what they hold) have a fault, if any do.
 
         Args:
             what: The fault as a verb phrase, such as "have no label".
-            rows: Rows with the fault; the header is row 1.
+            rows: Rows with the fault: the number in the file, the header being row 1, or, where
+                there are several files, also which file.
             remedy: What is allowed, or what to do.
         """
         if rows:
@@ -46,13 +47,17 @@ class Problems:
             raise DataError("\n".join(self.lines))
 
 
-def read_table(csv: Path, content: bytes, columns: Mapping[str, str | None]) -> pd.DataFrame:
+def read_table(
+    csv: Path, content: bytes, columns: Mapping[str, str | None], have_keys: bool = True
+) -> pd.DataFrame:
     """The columns of a CSV that matter, as text without surrounding space.
 
     Args:
         csv: Where the content comes from, for errors.
         content: The file's bytes, UTF-8 with or without byte-order mark, with a header line.
         columns: Column of the CSV for each purpose (id, label, split, site, group), or None.
+        have_keys: Whether a column is named by the key ``data.<purpose>_column``, which the error
+            then names, or else by the format.
 
     Returns:
         One column per purpose that has one; the index is the row's number in the file, the header
@@ -77,7 +82,11 @@ def read_table(csv: Path, content: bytes, columns: Mapping[str, str | None]) -> 
         raise DataError(f"{csv}: the rows have more fields than the header; check its first line")
     wanted = {purpose: column for purpose, column in columns.items() if column is not None}
     missing = [
-        f"data.{purpose}_column is {column!r} but {csv} has no such column; "
+        (
+            f"data.{purpose}_column is {column!r} but {csv} has no such column; "
+            if have_keys
+            else f"{csv} has no column {column!r} (the {purpose}); "
+        )
         + _nearest(column, list(frame.columns))
         for purpose, column in wanted.items()
         if column not in frame.columns
@@ -109,8 +118,8 @@ def check_table(
     """Note every fault that shows without opening an image.
 
     Args:
-        table: Columns id, label, split and, optionally, site and group, all text; the index is the
-            row's number in the file.
+        table: Columns id, label, split and, optionally, site and group, all text; the index says
+            which row of which file it is.
         split_values: What the split column may hold: for train, for val, for test.
         classes: Allowed labels; empty allows any.
         require_all_sites: Whether a site without training image is a fault.
@@ -122,9 +131,7 @@ def check_table(
             problems.add(f"have no {column}", _shown(rows), "fill it in or remove the rows")
     if classes:
         rows = table.loc[~table["label"].isin(classes) & (table["label"] != ""), "label"]
-        problems.add(
-            "have an unknown label", _shown(rows), f"data.classes are {', '.join(classes)}"
-        )
+        problems.add("have an unknown label", _shown(rows), f"allowed are {', '.join(classes)}")
     allowed = ", ".join(map(repr, split_values))
     rows = table.loc[~table["split"].isin(split_values), "split"]
     problems.add("have an unknown split", _shown(rows), f"allowed are {allowed}")
@@ -165,5 +172,5 @@ def _check_groups(table: pd.DataFrame, problems: Problems) -> None:
     )
 
 
-def _shown(rows: "pd.Series[str]") -> list[tuple[int, str]]:
-    return [(int(row), repr(value)) for row, value in zip(rows.index, rows, strict=True)]
+def _shown(rows: "pd.Series[str]") -> list[tuple[int | str, str]]:
+    return [(row, repr(value)) for row, value in zip(rows.index, rows, strict=True)]
