@@ -12,6 +12,7 @@ from fedkd.data.fed_isic2019 import SITES, FedIsic2019Config
 from fedkd.errors import ConfigError, DataError
 from tests.isic_files import decode_nothing, save_fed_isic, save_images
 
+OWN_LOG = "fedkd.data.fed_isic2019"
 NUM_TRAIN = {center: 20 + 10 * center for center in range(6)}
 
 
@@ -130,16 +131,16 @@ def test_lesions_stay_together(built, caplog):
     lesions = [(f"c3_{row}", "" if row % 10 == 9 else f"L{row // 3}") for row in range(50)]
     lesions += [("t3_0", "L1"), ("elsewhere", "L2")]
     metadata = built.metadata(lesions)
-    with caplog.at_level(logging.INFO, "fedkd.data.fed_isic2019"):
+    with caplog.at_level(logging.INFO, OWN_LOG):
         splits = built.load(centers=(3,), fraction_val=0.4, metadata=metadata)
     of = dict(lesions)
     train, val = ({of[name] for name in s.ids} - {""} for s in (splits.train, splits.val))
     assert train.isdisjoint(val)
     assert len(val) > 3
     assert len(splits.val) == pytest.approx(20, abs=4)
-    assert [record.getMessage() for record in caplog.records] == [
-        "lesions are known of 45 of 50 training images; 1 of 4 test images show one of them, as "
-        "the lists do not keep lesions together"
+    assert [record.getMessage() for record in caplog.records if record.name == OWN_LOG] == [
+        "lesions are known of 45 of 50 training images; 1 of 4 test images show one of them "
+        "(the lists do not keep lesions together)"
     ]
 
 
@@ -155,6 +156,15 @@ def test_metadata_without_any_lesion_changes_nothing(built):
     plain = built.load(fraction_val=0.3)
     metadata = built.metadata([("c0_0", ""), ("c0_1", "")])
     assert built.load(fraction_val=0.3, metadata=metadata).val.ids == plain.val.ids
+
+
+def test_the_cache_notices_other_lesions(project):
+    for step in (1, 2):
+        pairs = {f"c0_{row}": f"L{row // 2 if step == 1 else row % 10}" for row in range(20)}
+        metadata = project.metadata(pairs.items())
+        splits = project.load(centers=(0,), fraction_val=0.5, metadata=metadata)
+        train, val = ({pairs[name] for name in s.ids} for s in (splits.train, splits.val))
+        assert train.isdisjoint(val)
 
 
 def test_the_column_of_names_can_be_another(built):
@@ -210,7 +220,8 @@ def test_missing_centers_are_named_in_one_line_and_can_be_skipped(project, caplo
         f"{counts}; the first are c0_0, c0_1, c0_2, c0_3, c0_4, .... Copy them there, leave "
         'centres out (data.centers) or set data.missing = "skip"'
     )
-    skipped = project.load(missing="skip")
+    with caplog.at_level(logging.WARNING):
+        skipped = project.load(missing="skip")
     (line,) = [record.getMessage() for record in caplog.records]
     assert counts in line
     assert line.endswith("They are skipped")
@@ -218,6 +229,12 @@ def test_missing_centers_are_named_in_one_line_and_can_be_skipped(project, caplo
     assert skipped.train.site_names == named.train.site_names
     for name in ("train", "val", "test"):
         assert getattr(skipped, name).ids == getattr(named, name).ids
+
+
+def test_an_image_that_cannot_be_decoded_is_named_though_splits_are_reordered(project):
+    (project.images / "t0_1.jpg").write_text("not an image")
+    text = project.error()
+    assert "cannot be decoded: row 3 of val_flamby_isic_fl_0_1.csv (t0_1: " in text
 
 
 def test_an_image_at_two_centers_is_refused(project):
@@ -291,7 +308,7 @@ def test_six_centers_name_the_two_whose_images_are_missing(realdata, tmp_path):
 def test_lesions_of_ham10000_stay_together(realdata, tmp_path, monkeypatch, caplog):
     decode_nothing(monkeypatch)
     metadata = realdata / "ham10000" / "metadata.csv"
-    with caplog.at_level(logging.INFO, "fedkd.data.fed_isic2019"):
+    with caplog.at_level(logging.INFO, OWN_LOG):
         splits = fed_isic2019.load(
             real_config(realdata, centers=(1, 2, 3, 5), metadata=str(metadata),
                         metadata_id_column="image_id"), tmp_path,

@@ -146,8 +146,8 @@ def _read_lesions(metadata: str, id_column: str) -> tuple[dict[str, str], bytes]
 def _log_lesions(lesions: "pd.Series[str]", train: npt.NDArray[np.bool_]) -> None:
     known, test = lesions[train][lesions[train] != ""], lesions[~train]
     logger.info(
-        "lesions are known of %d of %d training images; %d of %d test images show one of them, as "
-        "the lists do not keep lesions together",
+        "lesions are known of %d of %d training images; %d of %d test images show one of them "
+        "(the lists do not keep lesions together)",
         len(known), train.sum(), test.isin(set(known)).sum(), len(test),
     )  # fmt: skip
 
