@@ -104,10 +104,12 @@ class Scoreboard:
         val = validate(self.experiment, self._predict, student, round_number)
         row: Row = {"round": round_number, **_pooled([metrics for _, metrics in reports])}
         row.update({f"val_{name}": value for name, value in val.scalars().items()})
-        row.update(self._record_own([metrics for _, metrics in reports]))
+        own = self._record_own([metrics for _, metrics in reports])
+        pooled = sum(own.values(), start=np.zeros((self.experiment.num_classes,) * 2, np.int64))
+        row.update(_own_scores(pooled) if pooled.any() else {})
         row["seconds"] = seconds
         self.rounds.append(row)
-        self.clients += [self._client_row(round_number, *report) for report in reports]
+        self.clients += [self._client_row(round_number, *report, own) for report in reports]
         if self._is_better(val):
             self.best_round, self.best_val, self.best_arrays = round_number, val, student
             self.best_own = dict(self._own)
@@ -140,15 +142,15 @@ class Scoreboard:
         student.load_state_dict({**student.state_dict(), **student_arrays(arrays)})
         return student.eval()
 
-    def _record_own(self, reports: Iterable[Mapping[str, Any]]) -> Row:
-        """Keep the predictions of the clients' own students; their pooled scores on val."""
-        total = np.zeros((self.experiment.num_classes,) * 2, np.int64)
+    def _record_own(self, reports: Iterable[Mapping[str, Any]]) -> dict[int, Integers]:
+        """Keep the predictions of the clients' own students; their confusion matrices on val."""
+        confusions = {}
         for metrics in reports:
             if wire.PROBABILITIES in metrics:
                 number = int(metrics[wire.PARTITION_ID])
                 self._own[number] = own_probabilities(metrics, self.experiment.num_classes)
-                total += own_confusion(self.experiment, number, self._own[number])
-        return _own_scores(total) if total.any() else {}
+                confusions[number] = own_confusion(self.experiment, number, self._own[number])
+        return confusions
 
     def _is_better(self, val: Evaluation) -> bool:
         if self.best_val is None:
@@ -157,7 +159,13 @@ class Scoreboard:
         old, new = getattr(self.best_val, key), getattr(val, key)
         return bool(new > old or (math.isnan(old) and not math.isnan(new)))
 
-    def _client_row(self, round_number: int, weight: float, metrics: Mapping[str, Any]) -> Row:
+    def _client_row(
+        self,
+        round_number: int,
+        weight: float,
+        metrics: Mapping[str, Any],
+        own: Mapping[int, Integers],
+    ) -> Row:
         number = int(metrics[wire.PARTITION_ID])
         return {
             "round": round_number,
@@ -172,11 +180,7 @@ class Scoreboard:
                 for key, value in metrics.items()
                 if key.startswith(wire.MEAN)
             },
-            **(
-                _own_scores(own_confusion(self.experiment, number, self._own[number]))
-                if wire.PROBABILITIES in metrics
-                else {}
-            ),
+            **(_own_scores(own[number]) if number in own else {}),
             "seconds": metrics[wire.SECONDS],
         }
 

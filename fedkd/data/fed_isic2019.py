@@ -37,7 +37,7 @@ from pydantic import Field, field_validator
 
 from fedkd import paths
 from fedkd.data.folder import read_bytes
-from fedkd.data.image_table import Problems, read_table
+from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import Integers, Splits
 from fedkd.data.isic_lists import CLASS_NAMES, IsicConfig, load_lists, read_lists
 from fedkd.errors import DataError
@@ -134,11 +134,7 @@ def _read_lesions(metadata: str, id_column: str) -> tuple[dict[str, str], bytes]
     table = read_table(csv, content, {"id": id_column, "lesion": "lesion_id"}, have_keys=False)
     problems = Problems(csv)
     twice = table.loc[table["id"].duplicated(), "id"]
-    problems.add(
-        "name the same image twice",
-        [(row, repr(name)) for row, name in zip(twice.index, twice, strict=True)],
-        "each image may stand there once",
-    )
+    problems.add("name the same image twice", shown(twice), "each image may stand there once")
     problems.raise_if_any()
     return dict(zip(table["id"], table["lesion"], strict=True)), content
 

@@ -128,13 +128,13 @@ def check_table(
     for column in ("id", "label", "site"):
         if column in table:
             rows = table.loc[table[column] == "", "id"]
-            problems.add(f"have no {column}", _shown(rows), "fill it in or remove the rows")
+            problems.add(f"have no {column}", shown(rows), "fill it in or remove the rows")
     if classes:
         rows = table.loc[~table["label"].isin(classes) & (table["label"] != ""), "label"]
-        problems.add("have an unknown label", _shown(rows), f"allowed are {', '.join(classes)}")
+        problems.add("have an unknown label", shown(rows), f"allowed are {', '.join(classes)}")
     allowed = ", ".join(map(repr, split_values))
     rows = table.loc[~table["split"].isin(split_values), "split"]
-    problems.add("have an unknown split", _shown(rows), f"allowed are {allowed}")
+    problems.add("have an unknown split", shown(rows), f"allowed are {allowed}")
     for value, purpose in zip(split_values, ("train", "val", "test"), strict=True):
         if not (table["split"] == value).any():
             problems.add_line(
@@ -172,5 +172,6 @@ def _check_groups(table: pd.DataFrame, problems: Problems) -> None:
     )
 
 
-def _shown(rows: "pd.Series[str]") -> list[tuple[int | str, str]]:
+def shown(rows: "pd.Series[str]") -> list[tuple[int | str, str]]:
+    """Rows and what they hold, as :meth:`Problems.add` takes them."""
     return [(row, repr(value)) for row, value in zip(rows.index, rows, strict=True)]
