@@ -254,6 +254,7 @@ def _gather(
         sites=np.repeat(np.arange(len(sites)), [len(site) for site in sites]),
         site_names=tuple(_site_name(site, number) for number, site in enumerate(sites)),
         ids=tuple(f"{number}/{name}" for number, site in enumerate(sites) for name in site.ids),
+        groups=tuple(group for site in sites for group in site.groups),
     )
     if num_clients == 1:
         return Splits(train, val, test), Partition((np.arange(len(train)),), ("all",))

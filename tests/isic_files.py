@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from fedkd.data import folder
+from fedkd.data import labelled_files
 
 
 def save_images(images, names):
@@ -34,5 +34,7 @@ def save_fed_isic(lists, center, train, val, fold=1):
 def decode_nothing(monkeypatch):
     """Files are checked but not decoded."""
     monkeypatch.setattr(
-        folder, "decode_files", lambda files, size: (np.zeros((len(files), 3, 1, 1), np.uint8), [])
+        labelled_files,
+        "decode_files",
+        lambda files, size: (np.zeros((len(files), 3, 1, 1), np.uint8), []),
     )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fedkd import config as configs
-from fedkd.data import folder
+from fedkd.data import folder, labelled_files
 from fedkd.data.folder import FolderConfig
 from fedkd.errors import ConfigError, DataError
 from fedkd.seeding import rng
@@ -278,7 +278,7 @@ def test_faults_of_several_kinds_are_reported_together(project):
 
 def test_second_start_reads_the_cache(project, monkeypatch):
     first = project.load()
-    monkeypatch.setattr(folder, "decode_files", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(labelled_files, "decode_files", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(project.load().train.images, first.train.images)
 
 
@@ -286,8 +286,10 @@ def test_second_start_reads_the_cache(project, monkeypatch):
 def test_cache_notices_changes(project, monkeypatch, change):
     project.load()
     calls = []
-    decode = folder.decode_files
-    monkeypatch.setattr(folder, "decode_files", lambda *given: calls.append(1) or decode(*given))
+    decode = labelled_files.decode_files
+    monkeypatch.setattr(
+        labelled_files, "decode_files", lambda *given: calls.append(1) or decode(*given)
+    )
     path = project.images / "a.jpg"
     if change == "file":
         project.save(Image.new("RGB", (30, 30), "white"), "a.jpg")

@@ -1,12 +1,12 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from fedkd.data import folder
 from fedkd.data.folder import FolderConfig
+from tests.isic_files import decode_nothing
 
 pytestmark = pytest.mark.realdata
 
@@ -51,9 +51,7 @@ def test_ham10000_subset_loads(ham10000, tmp_path):
 
 def test_ham10000_has_the_counts_it_should_have(ham10000, tmp_path, monkeypatch):
     # The checks of the table and of all 10,015 files, without decoding.
-    monkeypatch.setattr(
-        folder, "decode_files", lambda files, size: (np.zeros((len(files), 3, 1, 1), np.uint8), [])
-    )
+    decode_nothing(monkeypatch)
     config = ham_config(ham10000 / "metadata.csv", ham10000 / "images")
     splits = folder.load(config, tmp_path)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [7004, 1003, 2008]

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from fedkd.data import folder, isic2019_lt
+from fedkd.data import isic2019_lt, labelled_files
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.errors import ConfigError, DataError
 from tests.isic_files import save_images, save_isic_lt
@@ -184,8 +184,10 @@ def test_an_image_that_arrives_later_is_no_longer_skipped(project):
 def test_second_start_reads_the_cache_until_a_list_changes(project, monkeypatch):
     project.load()
     calls = []
-    decode = folder.decode_files
-    monkeypatch.setattr(folder, "decode_files", lambda *given: calls.append(1) or decode(*given))
+    decode = labelled_files.decode_files
+    monkeypatch.setattr(
+        labelled_files, "decode_files", lambda *given: calls.append(1) or decode(*given)
+    )
     project.load()
     assert calls == []
     project.rows["train"][0] = ("a", 4, 3)

@@ -23,6 +23,7 @@ from fedkd.files import replacing
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
+_FORMAT = 2
 
 
 def load_or_build(
@@ -37,7 +38,8 @@ def load_or_build(
         cache_dir: Folder of the files; by default :func:`fedkd.paths.cache_dir`.
     """
     folder = paths.cache_dir() if cache_dir is None else cache_dir
-    path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    digest = hashlib.sha256(f"format {_FORMAT} {key}".encode()).hexdigest()
+    path = folder / f"{name}-{digest[:32]}.npz"
     cached = _read(path)
     if cached is not None:
         return cached
@@ -92,6 +94,7 @@ def _pack(splits: Splits) -> dict[str, npt.NDArray[Any]]:
         for part in ("images", "labels", "sites"):
             arrays[f"{name}_{part}"] = getattr(split, part)
         arrays[f"{name}_ids"] = np.array(split.ids)
+        arrays[f"{name}_groups"] = np.array(split.groups)
     return arrays
 
 
@@ -104,6 +107,7 @@ def _unpack(arrays: dict[str, npt.NDArray[Any]]) -> Splits:
             sites=arrays[f"{name}_sites"],
             site_names=tuple(arrays["site_names"].tolist()),
             ids=tuple(arrays[f"{name}_ids"].tolist()),
+            groups=tuple(arrays[f"{name}_groups"].tolist()),
         )
         for name in _SPLITS
     })  # fmt: skip

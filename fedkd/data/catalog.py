@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Discriminator, Tag
 
 from fedkd.data import fed_isic2019, folder, isic2019_lt, lesions
+from fedkd.data.card import DataCard
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.images import Splits
@@ -29,22 +30,33 @@ DataConfig = Annotated[
 
 
 class DataSet(NamedTuple):
-    """A data set and the line that describes it."""
+    """A data set: how to open it, the line that describes it, and what is published about it."""
 
     load: Callable[[Any], Splits]
     description: str
+    card: DataCard
 
 
 DATASETS: dict[str, DataSet] = {
     "lesions": DataSet(
-        lesions.load, "embedded, synthetic dermoscopy-like images: 8 classes, any number of sites"
+        lesions.load,
+        "embedded, synthetic dermoscopy-like images: 8 classes, any number of sites",
+        lesions.CARD,
     ),
-    "folder": DataSet(folder.load, "your own image files and a CSV that names label, site, split"),
+    "folder": DataSet(
+        folder.load,
+        "your own image files and a CSV that names label, site, split",
+        folder.CARD,
+    ),
     "isic2019_lt": DataSet(
-        isic2019_lt.load, "ISIC 2019 with a long tail, by the FoPro-KD authors' lists: 8 classes"
+        isic2019_lt.load,
+        "ISIC 2019 with a long tail, by the FoPro-KD authors' lists: 8 classes",
+        isic2019_lt.CARD,
     ),
     "fed_isic2019": DataSet(
-        fed_isic2019.load, "ISIC 2019 at its six centres, by the Fed-MAS authors' lists: 8 classes"
+        fed_isic2019.load,
+        "ISIC 2019 at its six centres, by the Fed-MAS authors' lists: 8 classes",
+        fed_isic2019.CARD,
     ),
 }
 

@@ -36,10 +36,12 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from fedkd import paths
-from fedkd.data.folder import read_bytes
+from fedkd.data import isic_lists
+from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import Integers, Splits
 from fedkd.data.isic_lists import CLASS_NAMES, IsicConfig, load_lists, read_lists
+from fedkd.data.labelled_files import read_bytes
 from fedkd.errors import DataError
 from fedkd.seeding import rng
 
@@ -56,6 +58,18 @@ SITES = (
 """Site name of each centre, with the source that HAM10000 gives for all its images, if it does."""
 
 _SEED = 0
+
+
+CARD = DataCard(
+    title="Fed-ISIC2019, ISIC 2019 at its six centres",
+    source=isic_lists.SOURCE,
+    licence=isic_lists.LICENCE,
+    citation=(
+        "Ogier du Terrail et al., FLamby, NeurIPS 2022",
+        "Elbatel et al., Fed-MAS, DeCaF @ MICCAI 2023",
+        *isic_lists.CITATION,
+    ),
+)
 
 
 class FedIsic2019Config(IsicConfig):
@@ -117,6 +131,7 @@ def load(config: FedIsic2019Config, cache_dir: Path | None = None) -> Splits:
         _log_lesions(lesions, train)
     val = _carve(table[train], lesions[train], config)
     table.loc[table.index[train][val], "split"] = "val"
+    table["group"] = lesions
     return load_lists(
         config,
         table,

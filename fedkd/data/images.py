@@ -24,6 +24,8 @@ class LabelledImages:
         sites: Index of the hospital of each image, int64 (num_images,); all 0 if unknown.
         site_names: One name per hospital.
         ids: Name of each image, unique within a split; empty means row numbers are used.
+        groups: Name of the lesion or patient that each image shows, the same in every split; "" is
+            an image of no known group, and empty means that no group is known.
     """
 
     images: Pixels
@@ -32,6 +34,7 @@ class LabelledImages:
     sites: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
     site_names: tuple[str, ...] = ("all",)
     ids: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill in defaults and refuse what does not fit together (DataError)."""
@@ -50,6 +53,8 @@ class LabelledImages:
             object.__setattr__(self, "sites", np.zeros(num, np.int64))
         if not self.ids:
             object.__setattr__(self, "ids", tuple(str(row) for row in range(num)))
+        if not self.groups:
+            object.__setattr__(self, "groups", ("",) * num)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "site_names", tuple(self.site_names))
         for name in ("labels", "sites"):
@@ -57,7 +62,7 @@ class LabelledImages:
             if values.size and not np.issubdtype(values.dtype, np.integer):
                 raise DataError(f"{name} have dtype {values.dtype}; they must be integers")
             object.__setattr__(self, name, values.astype(np.int64))
-        for name in ("labels", "sites", "ids"):
+        for name in ("labels", "sites", "ids", "groups"):
             if len(getattr(self, name)) != num:
                 raise DataError(
                     f"{len(getattr(self, name))} {name} for {num} images; need one each"
@@ -93,6 +98,7 @@ class LabelledImages:
             sites=self.sites[rows],
             site_names=self.site_names,
             ids=tuple(self.ids[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows),
         )
 
 

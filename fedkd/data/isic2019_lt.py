@@ -26,6 +26,8 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from fedkd.data import isic_lists
+from fedkd.data.card import DataCard
 from fedkd.data.images import Splits
 from fedkd.data.isic_lists import SPLITS, IsicConfig, load_lists, read_lists
 
@@ -34,6 +36,14 @@ IMBALANCE_FACTORS = (0.01, 0.005, 0.002)
 
 CLASS_NAMES = ("NV", "MEL", "BCC", "BKL", "AK", "SCC", "VASC", "DF")
 """Classes in the order of ``finding``, from head to tail."""
+
+
+CARD = DataCard(
+    title="ISIC-LT, ISIC 2019 made long-tailed",
+    source=isic_lists.SOURCE,
+    licence=isic_lists.LICENCE,
+    citation=("Elbatel et al., FoPro-KD, IEEE TMI 2024 (arXiv 2305.17421)", *isic_lists.CITATION),
+)
 
 
 class Isic2019LtConfig(IsicConfig):

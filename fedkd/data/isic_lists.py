@@ -18,10 +18,15 @@ import pandas as pd
 from pydantic import Field
 
 from fedkd import paths
-from fedkd.config import Section
-from fedkd.data.folder import image_files, load_images, open_folder, read_bytes
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import Splits
+from fedkd.data.labelled_files import (
+    ImageFilesConfig,
+    image_files,
+    load_images,
+    open_folder,
+    read_bytes,
+)
 from fedkd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +39,19 @@ benign keratosis, dermatofibroma, vascular lesion, squamous cell carcinoma."""
 _NUM_SHOWN = 5
 
 
-class IsicConfig(Section):
+CLASS_COUNTS = dict(zip(CLASS_NAMES, (4522, 12875, 3323, 867, 2624, 239, 253, 628), strict=True))
+"""Published training images of ISIC 2019 per class."""
+
+SOURCE = "https://challenge.isic-archive.com/data/#2019"
+LICENCE = "CC BY-NC 4.0: no commercial use"
+CITATION = (
+    "Tschandl et al., Sci. Data 5:180161, 2018 (HAM10000)",
+    "Combalia et al., arXiv 1908.02288, 2019 (BCN20000)",
+    "Codella et al., arXiv 1710.05006, 2018",
+)
+
+
+class IsicConfig(ImageFilesConfig):
     """Images of ISIC 2019, described by lists."""
 
     name: str
@@ -48,8 +65,7 @@ class IsicConfig(Section):
     """Number of the authors' split, 1..5; it is part of the lists' names."""
     size: int = Field(224, ge=16, le=1024)
     """Width and height in pixels, 16..1024, to which every image is resized (bilinear with
-    antialiasing; the aspect ratio is not kept). All images together must fit into memory: the
-    whole of ISIC 2019 at 224 px is 3.8 GB."""
+    antialiasing; the aspect ratio is not kept). The whole of ISIC 2019 at 224 px is 3.8 GB."""
     missing: Literal["refuse", "skip"] = "refuse"
     """What to do about listed images that are not in ``images``: refuse the data, or skip them and
     say how many were skipped. Figures on a part of the images compare with no published ones."""
@@ -103,7 +119,8 @@ def load_lists(
 
     Args:
         config: Where the images are, their size, and what to do about missing ones.
-        table: Columns id, label ("0", "1", ...), split (train, val, test) and, optionally, site.
+        table: Columns id, label ("0", "1", ...), split (train, val, test) and, optionally, site
+            and group. Groups in two splits are no fault: the lists are used as published.
         class_names: Name of each label.
         content: What the table was made from, for the cache.
         remedy: What else may help when images are missing.
@@ -117,15 +134,15 @@ def load_lists(
     problems = Problems(paths.expand(config.lists, "data.lists"))
     classes = {str(label): name for label, name in enumerate(class_names)}
     # A site may be left without training images if they are missing and skipped.
-    check_table(table, SPLITS, tuple(classes), require_all_sites=False, problems=problems)
+    checked = table.drop(columns="group", errors="ignore")
+    check_table(checked, SPLITS, tuple(classes), require_all_sites=False, problems=problems)
     return load_images(
-        config.name,
+        config,
         _without_missing(table, folder, config.missing, remedy, problems),
         folder,
         classes,
         split_values=SPLITS,
         extension=".jpg",
-        size=config.size,
         key=config.model_dump_json(exclude={"images", "lists", "metadata"}),
         content=content,
         problems=problems,

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from fedkd.config import Section
 from fedkd.data.acquisition import Hospital, hospital, photograph
 from fedkd.data.cache import load_or_build
+from fedkd.data.card import DataCard
 from fedkd.data.case_mix import Floats, assign_sites, case_mix
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.lesion_images import CLASS_NAMES, draw_lesion
@@ -37,6 +38,12 @@ BY_SIZE = ("NV", "MEL", "BCC", "BKL", "AK", "SCC", "VASC", "DF")
 _COMMON = CLASS_NAMES.index(BY_SIZE[0])
 _SPLITS = ("train", "val", "test")
 _REPORT_EVERY_S = 5.0
+
+
+CARD = DataCard(
+    title="Synthetic lesions, drawn by fedkd",
+    licence="Apache-2.0, as fedkd; says nothing about patients",
+)
 
 
 class LesionsConfig(Section):

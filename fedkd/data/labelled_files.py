@@ -1,0 +1,175 @@
+"""From a table that says what each image file is to the splits of a data set.
+
+Everything that can be wrong with the files is found before training starts, and all of it is said
+at once, with the rows of the table it is about.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import PIL
+from pydantic import Field
+
+from fedkd import paths
+from fedkd.config import Section
+from fedkd.data.cache import load_or_build
+from fedkd.data.image_files import decode_files
+from fedkd.data.image_table import Problems
+from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.errors import DataError
+
+_CACHE_VERSION = 1
+
+
+class ImageFilesConfig(Section):
+    """What all data sets of image files have in common."""
+
+    name: str
+    """Selects this data set."""
+    size: int = Field(64, ge=16, le=1024)
+    """Width and height in pixels, 16..1024, to which every image is resized (bilinear with
+    antialiasing; the aspect ratio is not kept)."""
+
+
+def open_folder(text: str, key: str) -> Path:
+    """The folder that a key of the recipe names; DataError if it is none."""
+    folder = paths.expand(text, key)
+    if not folder.is_dir():
+        raise DataError(f"{key} is {folder}, which is not a folder; check the path")
+    return folder
+
+
+def read_bytes(csv: Path, key: str) -> bytes:
+    """Content of a file that a key of the recipe names; DataError if it cannot be read."""
+    try:
+        return csv.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{key} is {csv}, which does not exist; check the path") from None
+    except OSError as error:
+        raise DataError(f"cannot read {key} {csv}: {error}") from None
+
+
+def image_files(folder: Path, ids: Iterable[str], extension: str = ".jpg") -> list[Path]:
+    """File of each id; those without suffix get ``extension``."""
+    return [folder / (name if Path(name).suffix else f"{name}{extension}") for name in ids]
+
+
+def load_images(
+    config: ImageFilesConfig,
+    table: pd.DataFrame,
+    folder: Path,
+    classes: Mapping[str, str],
+    *,
+    split_values: tuple[str, str, str],
+    extension: str,
+    key: str,
+    content: bytes,
+    problems: Problems,
+    cache_dir: Path | None,
+) -> Splits:
+    """Check the files of a table that says what each one is, and decode them or read the cache.
+
+    Args:
+        config: Name of the data set and size of the images.
+        table: Columns id, label, split and, optionally, site and group (the lesion or patient, ""
+            for none), as :func:`fedkd.data.image_table.check_table` wants them.
+        folder: Where the files are.
+        classes: Class name of each label, in the order of the class indices.
+        split_values: What the split column holds for train, val and test.
+        extension: Added to ids that have no suffix.
+        key: Settings that the splits depend on, for the cache.
+        content: What the table was made from, for the cache.
+        problems: What was found already; raised with what is wrong with the files.
+        cache_dir: Where to keep the decoded images; None is the user's cache.
+
+    Raises:
+        DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file.
+    """
+    files = image_files(folder, table["id"], extension)
+    stats = _check_files(files, table, problems)
+    problems.raise_if_any()
+    digest = hashlib.sha256(content)
+    for file, (num_bytes, modified_ns) in zip(files, stats, strict=True):
+        digest.update(f"{file.relative_to(folder)}\0{num_bytes}\0{modified_ns}\n".encode())
+    key = f"version {_CACHE_VERSION} pillow {PIL.__version__} {key} {digest.hexdigest()}"
+
+    def build() -> Splits:
+        return _build(table, files, classes, split_values, config.size, problems)
+
+    return load_or_build(config.name, key, build, cache_dir)
+
+
+def _check_files(
+    files: list[Path], table: pd.DataFrame, problems: Problems
+) -> list[tuple[int, int]]:
+    """Size and modification time of each file; notes missing, empty and twice-named ones."""
+    stats, missing, empty, twice = [], [], [], []
+    seen: dict[Path, int | str] = {}
+    for row, name, file in zip(table.index, table["id"], files, strict=True):
+        if not name:
+            stats.append((0, 0))
+            continue
+        if file in seen:
+            twice.append((row, f"{name!r}, as in row {seen[file]}"))
+        seen.setdefault(file, row)
+        try:
+            stat = file.stat()
+        except OSError:
+            stat = None
+        if stat is None or not file.is_file():
+            missing.append((row, str(file)))
+        elif stat.st_size == 0:
+            empty.append((row, str(file)))
+        stats.append((stat.st_size, stat.st_mtime_ns) if stat else (0, 0))
+    problems.add("name the same image twice", twice, "each image may stand there once")
+    problems.add("name a file that does not exist", missing, "check data.images, data.extension")
+    problems.add("name an empty file (0 bytes)", empty, "copy the files again")
+    return stats
+
+
+def _build(
+    table: pd.DataFrame,
+    files: list[Path],
+    classes: Mapping[str, str],
+    split_values: tuple[str, str, str],
+    size: int,
+    problems: Problems,
+) -> Splits:
+    # Sorted by split, so that each split is a view of one array and no pixel is held twice.
+    split = _codes(table["split"], split_values)
+    order = np.argsort(split, kind="stable")
+    images, faults = decode_files([files[row] for row in order], size)
+    broken = [
+        (table.index[row], f"{table['id'].iloc[row]}: {why}")
+        for row, why in sorted((int(order[at]), why) for at, why in faults)
+    ]
+    problems.add("name an image that cannot be decoded", broken, "replace the files, or their rows")
+    problems.raise_if_any()
+    table = table.iloc[order]
+    sites = table["site"] if "site" in table else pd.Series("all", index=table.index)
+    site_names = tuple(sorted(set(sites)))
+    groups = table["group"] if "group" in table else pd.Series("", index=table.index)
+    ends = np.cumsum(np.bincount(split, minlength=len(split_values)))
+    parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    train, val, test = (
+        LabelledImages(
+            images=images[part],
+            labels=_codes(table["label"], tuple(classes))[part],
+            class_names=tuple(classes.values()),
+            sites=_codes(sites, site_names)[part],
+            site_names=site_names,
+            ids=tuple(table["id"].iloc[part]),
+            groups=tuple(groups.iloc[part]),
+        )
+        for part in parts
+    )
+    return Splits(train, val, test)
+
+
+def _codes(values: "pd.Series[str]", names: Sequence[str]) -> Integers:
+    """Index of each value in ``names``, int64."""
+    code = {name: index for index, name in enumerate(names)}
+    return np.array([code[value] for value in values], np.int64)
