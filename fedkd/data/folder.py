@@ -4,16 +4,29 @@ Everything that can be wrong is found before training starts, and all of it is s
 the rows of the CSV it is about.
 """
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
 from pydantic import field_validator
 
 from fedkd import paths
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import Splits
-from fedkd.data.labelled_files import ImageFilesConfig, load_images, open_folder, read_bytes
+from fedkd.data.labelled_files import (
+    ImageFilesConfig,
+    image_files,
+    load_images,
+    open_folder,
+    read_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+_NUM_SHOWN = 5
 
 CARD = DataCard(title="Your own image files with a CSV")
 
@@ -47,7 +60,8 @@ class FolderConfig(ImageFilesConfig):
     extension: str = ".jpg"
     """Added to ids that have no suffix."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of their indices; empty means all labels of the CSV, sorted."""
+    """Class names in the order of their indices; empty means all labels of the CSV, sorted (whole
+    numbers by value)."""
     require_all_sites: bool = True
     """Refuse the data if a site has no training image; false allows sites in val and test only."""
 
@@ -68,7 +82,8 @@ class FolderConfig(ImageFilesConfig):
 def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
     """Train, val and test; decoded the first time, read from the cache afterwards.
 
-    The rows of each split stay in the order of the CSV. The cache notices any change of the CSV
+    The rows of each split stay in the order of the CSV. Image files that no row names are not used,
+    and the log says how many they are. The cache notices any change of the CSV
     and of name, size or modification time of a file.
 
     Args:
@@ -100,7 +115,8 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
         require_all_sites=config.require_all_sites,
         problems=problems,
     )
-    classes = config.classes or tuple(sorted(set(table["label"])))
+    _tell_unlisted(folder, table["id"], config.extension)
+    classes = config.classes or _sorted_classes(set(table["label"]))
     return load_images(
         config,
         table,
@@ -113,3 +129,26 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
         problems=problems,
         cache_dir=cache_dir,
     )
+
+
+def _sorted_classes(labels: set[str]) -> tuple[str, ...]:
+    """Whole numbers by value, so that 10 comes after 2; anything else as text."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
+
+
+def _tell_unlisted(folder: Path, ids: Iterable[str], extension: str) -> None:
+    """Say in the log how many image files no row names."""
+    listed = set(image_files(folder, ids, extension))
+    endings = Image.registered_extensions()
+    found = [file for file in folder.rglob("*") if file.suffix.lower() in endings]
+    unlisted = sorted(str(file.relative_to(folder)) for file in found if file not in listed)
+    if unlisted:
+        logger.warning(
+            "%d of the %d image files in %s are named by no row and are not used: %s",
+            len(unlisted),
+            len(found),
+            folder,
+            ", ".join(unlisted[:_NUM_SHOWN]) + (", ..." if len(unlisted) > _NUM_SHOWN else ""),
+        )

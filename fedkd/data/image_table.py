@@ -105,6 +105,8 @@ def read_table(
 def _nearest(column: str, known: list[str]) -> str:
     near = difflib.get_close_matches(column, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    if len(known) == 1 and any(mark in known[0] for mark in ";\t|"):
+        hint = "fields must be divided by commas. "
     return f"{hint}It has {', '.join(map(repr, known))}"
 
 

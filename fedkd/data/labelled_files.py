@@ -5,6 +5,7 @@ at once, with the rows of the table it is about.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -86,10 +87,16 @@ def load_images(
         cache_dir: Where to keep the decoded images; None is the user's cache.
 
     Raises:
-        DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file.
+        DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file, or one
+            outside the folder.
     """
     files = image_files(folder, table["id"], extension)
-    stats = _check_files(files, table, problems)
+    stats = _check_files(folder, files, table, problems)
+    if problems.lines:
+        # Broken images are told with the rest, rather than at the next try.
+        there = [row for row, (num_bytes, _) in enumerate(stats) if num_bytes]
+        _, faults = decode_files([files[row] for row in there], 1)
+        _note_broken(table, [(there[at], why) for at, why in faults], problems)
     problems.raise_if_any()
     digest = hashlib.sha256(content)
     for file, (num_bytes, modified_ns) in zip(files, stats, strict=True):
@@ -103,14 +110,20 @@ def load_images(
 
 
 def _check_files(
-    files: list[Path], table: pd.DataFrame, problems: Problems
+    folder: Path, files: list[Path], table: pd.DataFrame, problems: Problems
 ) -> list[tuple[int, int]]:
-    """Size and modification time of each file; notes missing, empty and twice-named ones."""
-    stats, missing, empty, twice = [], [], [], []
+    """Size and modification time of each file, zeros where it must not be read.
+
+    Notes missing, empty and twice-named files and those outside the folder.
+    """
+    stats, missing, empty, twice, outside = [], [], [], [], []
     seen: dict[Path, int | str] = {}
     for row, name, file in zip(table.index, table["id"], files, strict=True):
+        stats.append((0, 0))
         if not name:
-            stats.append((0, 0))
+            continue
+        if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)):
+            outside.append((row, repr(name)))
             continue
         if file in seen:
             twice.append((row, f"{name!r}, as in row {seen[file]}"))
@@ -120,14 +133,41 @@ def _check_files(
         except OSError:
             stat = None
         if stat is None or not file.is_file():
-            missing.append((row, str(file)))
-        elif stat.st_size == 0:
+            missing.append((row, file))
+            continue
+        if stat.st_size == 0:
             empty.append((row, str(file)))
-        stats.append((stat.st_size, stat.st_mtime_ns) if stat else (0, 0))
+        stats[-1] = (stat.st_size, stat.st_mtime_ns)
+    alike = _alike([file for _, file in missing])
+    problems.add("lead out of data.images", outside, "name files inside that folder")
     problems.add("name the same image twice", twice, "each image may stand there once")
-    problems.add("name a file that does not exist", missing, "check data.images, data.extension")
+    problems.add(
+        "name a file that does not exist",
+        [(row, f"{file}{alike.get(file, '')}") for row, file in missing],
+        "check data.images, data.extension",
+    )
     problems.add("name an empty file (0 bytes)", empty, "copy the files again")
     return stats
+
+
+def _alike(missing: list[Path]) -> dict[Path, str]:
+    """For missing files, one beside it whose name differs in case or ending only, as a hint."""
+    hints = {}
+    for folder in {file.parent for file in missing}:
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        by_stem = {Path(name).stem.lower(): name for name in names}
+        for file in missing:
+            if file.parent == folder and file.stem.lower() in by_stem:
+                hints[file] = f", but {by_stem[file.stem.lower()]} does"
+    return hints
+
+
+def _note_broken(
+    table: pd.DataFrame, faults: Iterable[tuple[int, str]], problems: Problems
+) -> None:
+    """Note files that cannot be decoded, by their position in the table."""
+    broken = [(table.index[row], f"{table['id'].iloc[row]}: {why}") for row, why in sorted(faults)]
+    problems.add("name an image that cannot be decoded", broken, "replace the files, or their rows")
 
 
 def _build(
@@ -142,11 +182,7 @@ def _build(
     split = _codes(table["split"], split_values)
     order = np.argsort(split, kind="stable")
     images, faults = decode_files([files[row] for row in order], size)
-    broken = [
-        (table.index[row], f"{table['id'].iloc[row]}: {why}")
-        for row, why in sorted((int(order[at]), why) for at, why in faults)
-    ]
-    problems.add("name an image that cannot be decoded", broken, "replace the files, or their rows")
+    _note_broken(table, [(int(order[at]), why) for at, why in faults], problems)
     problems.raise_if_any()
     table = table.iloc[order]
     sites = table["site"] if "site" in table else pd.Series("all", index=table.index)
