@@ -15,6 +15,7 @@ from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import head_medium_tail
+from fedkd.data.thinning import thin
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
 from fedkd.held_out import divide_held_out
 from fedkd.models.factory import build_student
@@ -161,6 +162,11 @@ def open_experiment(
     dtype = torch.float64 if recipe.training.dtype == "float64" else torch.float32
     if sites is None and (val is not None or test is not None):
         raise ConfigError("val or test images are given without sites; give all three or none")
+    if sites is not None and recipe.long_tail.is_given:
+        raise ConfigError(
+            "long_tail is given together with sites; it thins out the data set that a recipe "
+            "names: leave the section out, or give sites that are long-tailed already"
+        )
     if sites is None:
         splits, divided = open_data(recipe)
     else:
@@ -194,7 +200,7 @@ def open_experiment(
 
 def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
     """The images that a recipe names, and which of them each client trains on."""
-    splits = load_splits(recipe.data)
+    splits = thin(recipe.long_tail, load_splits(recipe.data))
     return splits, partition(recipe.partition, splits.train, recipe.num_clients, recipe.seed)
 
 

@@ -10,6 +10,7 @@ from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
 from fedkd.data.lesions import LesionsConfig
+from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.explore import ExploreConfig
 from fedkd.fourier.prompts import PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
@@ -122,6 +123,9 @@ class Recipe(Section):
     """Folder under which every run makes a folder of its own."""
     data: DataConfig = LesionsConfig()
     """Images and their splits."""
+    long_tail: LongTailConfig = LongTailConfig()
+    """Makes the training images long-tailed, whatever the data set: some are left out, before they
+    are divided over clients. Val and test stay as they are."""
     partition: PartitionConfig = PartitionConfig()
     """Which client has which training images."""
     augmentation: AugmentationConfig = AugmentationConfig()

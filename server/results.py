@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fedkd import config, files
 from fedkd.data.images import LabelledImages
+from fedkd.data.longtail import realised_imbalance
 from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment
 from fedkd.models import states
@@ -145,8 +146,9 @@ class RunDirectory:
 
 
 def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
-    """What tells a run from others: config, partition, versions."""
-    recipe = experiment.recipe
+    """What tells a run from others: config, training images, partition, versions."""
+    recipe, train = experiment.recipe, experiment.splits.train
+    counts = train.class_counts()
     return {
         "name": recipe.name,
         "mode": mode,
@@ -154,6 +156,8 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
         "config_hash": recipe.hash(),
         "partition_hash": experiment.partition.hash,
         "clients": list(experiment.partition.client_names),
+        "train_counts": dict(zip(train.class_names, counts.tolist(), strict=True)),
+        "train_imbalance": realised_imbalance(counts),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in VERSIONS},

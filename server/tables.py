@@ -88,6 +88,15 @@ def print_partition(console: Console, table: pd.DataFrame) -> None:
     shown.add_section()
     shown.add_row("all", *[str(value) for value in totals])
     console.print(shown)
+    sizes = sorted((int(count), str(name)) for name, count in totals.iloc[:-1].items() if count)
+    if sizes:
+        (small, smallest), (large, largest) = sizes[0], sizes[-1]
+        console.print(
+            f"largest : smallest class = {large} ({largest}) : {small} ({smallest}) = "
+            f"{large / small:.4g} : 1",
+            highlight=False,
+            markup=False,
+        )
 
 
 def print_divergence(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.data.longtail import exponential_counts, head_medium_tail
+from fedkd.data.longtail import exponential_counts, head_medium_tail, realised_imbalance
 from fedkd.errors import DataError
 
 
@@ -66,6 +66,15 @@ def test_realised_factor_is_the_one_asked_for():
 def test_impossible_requests_are_refused(arguments, text):
     with pytest.raises(DataError, match=text):
         exponential_counts(*arguments)
+
+
+@pytest.mark.parametrize(("counts", "ratio"), [([143, 7, 1], 143), ([0, 5, 2, 0], 2.5), ([3], 1)])
+def test_the_realised_imbalance_is_over_classes_that_have_images(counts, ratio):
+    assert realised_imbalance(np.array(counts)) == ratio
+
+
+def test_the_realised_imbalance_of_no_images_is_not_a_number():
+    assert np.isnan(realised_imbalance(np.array([0, 0])))
 
 
 def groups(counts):

@@ -1,5 +1,7 @@
 """Long-tailed class counts: how many images each class gets, and which classes are head or tail."""
 
+import math
+
 import numpy as np
 
 from fedkd.data.images import Integers
@@ -58,6 +60,19 @@ def exponential_counts(num_images: int, num_classes: int, imbalance_factor: floa
     floors[most_cut_off[: budget - int(floors.sum())]] += 1
     counts[:num_open] = floors
     return counts
+
+
+def realised_imbalance(counts: Integers) -> float:
+    """Images of the largest class over images of the smallest that has any.
+
+    Args:
+        counts: Images per class, int (num_classes,), >= 0.
+
+    Returns:
+        At least 1; NaN without images. Absent classes do not count.
+    """
+    present = np.asarray(counts)[np.asarray(counts) > 0]
+    return float(present.max() / present.min()) if len(present) else math.nan
 
 
 def head_medium_tail(
