@@ -16,6 +16,10 @@ class DataError(FedkdError):
     """A data set cannot be used: missing file, broken image, unknown label, empty split."""
 
 
+class FetchError(FedkdError):
+    """A file cannot be downloaded or unpacked: no such address, wrong hash, disk full, bad path."""
+
+
 class PartitionError(FedkdError):
     """The training images cannot be divided over the clients as the config asks."""
 
