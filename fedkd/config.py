@@ -34,23 +34,23 @@ class Section(BaseModel):
 Model = TypeVar("Model", bound=Section)
 
 
-def load(model: type[Model], path: Path | str, overrides: Sequence[str] = ()) -> Model:
+def load(model: type[Model], path: Path | str | None, overrides: Sequence[str] = ()) -> Model:
     """Read a recipe, apply overrides and validate.
 
     Args:
         model: The model to fill.
         path: TOML file. Its key ``extends`` names another recipe, relative to this one, whose
-            values it changes; tables are merged key by key.
+            values it changes; tables are merged key by key. None: nothing but the overrides.
         overrides: ``key=value`` texts with dotted keys, later ones win. Values are TOML
             (``0.5``, ``true``, ``[1, 2]``, ``"text"``); a bare word counts as text.
 
     Raises:
         ConfigError: Unreadable file, unknown key (with the nearest known one), value out of range.
     """
-    values = _read(Path(path), model, seen=())
+    values = {} if path is None else _read(Path(path), model, seen=())
     for text in overrides:
         _merge(values, _parse_override(text), model)
-    return build(model, values, where=str(path), overrides=overrides)
+    return build(model, values, where=str(path or "the command line"), overrides=overrides)
 
 
 def build(

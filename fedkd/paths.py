@@ -26,6 +26,17 @@ def expand(text: str, key: str) -> Path:
     return Path(os.path.expandvars(text)).expanduser()
 
 
+def data_dir() -> Path:
+    """``$FEDKD_DATA``, the folder of all data sets; ConfigError if it is not set."""
+    given = os.environ.get("FEDKD_DATA")
+    if not given:
+        raise ConfigError(
+            "the environment variable FEDKD_DATA is not set; start the command with "
+            "FEDKD_DATA=<folder>, the folder in which all data sets are kept"
+        )
+    return Path(given).expanduser()
+
+
 def cache_dir() -> Path:
     """``$FEDKD_CACHE``, or fedkd's folder in the user's cache directory (XDG)."""
     if given := os.environ.get("FEDKD_CACHE"):

@@ -44,8 +44,33 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
+    _add_data(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
     return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "list data sets, fetch one, or check one"
+    data = commands.add_parser("data", help=text, description=text[0].upper() + text[1:])
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="what there is: images, classes, licence, whether it is here")
+    for name, what, text in (
+        ("fetch", "NAME", "download it to FEDKD_DATA, or say how to get it"),
+        ("check", "NAME | CONFIG", "decode and count everything, and look for leaks"),
+    ):
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        action.add_argument(
+            "source",
+            metavar=what,
+            help="a data set's name" + (", or a recipe (a TOML file)" if name == "check" else ""),
+        )
+        action.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key=value",
+            help="settings of the data set, such as size=64"
+            + ("; with a recipe any of its keys, such as data.size=64" if name == "check" else ""),
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

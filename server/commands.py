@@ -1,12 +1,9 @@
 """The commands of ``fedkd``, one function each."""
 
 import argparse
-import logging
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress
 
 from clients.factory import OBJECTIVES
@@ -24,6 +21,8 @@ from fedkd.schedules import SCHEDULES
 from fedkd.teachers.pretrain import PretrainConfig
 from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from fedkd.teachers.zoo import TEACHERS
+from server import terminal
+from server.data_commands import data
 from server.plots import plot_partition
 from server.progress import TerminalProgress
 from server.results import partition_table
@@ -44,11 +43,11 @@ def centralized(options: argparse.Namespace) -> None:
 
 def partition(options: argparse.Namespace) -> None:
     """``fedkd partition``: classes and hospitals as tables, a CSV, a PNG and a manifest."""
-    _log_to_terminal()
+    terminal.log_to_stderr()
     recipe = config.load(Recipe, options.config, options.overrides)
     splits, divided = open_data(recipe)
     table = partition_table(splits.train, divided)
-    console = _stdout()
+    console = terminal.stdout()
     print_partition(console, table)
     counts = divided.counts(splits.train.labels, splits.train.num_classes)
     print_divergence(console, counts, divided.client_names, splits.train.class_names)
@@ -68,10 +67,10 @@ def partition(options: argparse.Namespace) -> None:
 
 def pretrain(options: argparse.Namespace) -> None:
     """``fedkd pretrain``: a teacher from procedural images."""
-    _log_to_terminal()
+    terminal.log_to_stderr()
     settings = config.load(PretrainConfig, options.config, options.overrides)
     folder = _make_folder(Path(options.output or "teachers"))
-    with Progress(console=_stderr()) as bar:
+    with Progress(console=terminal.stderr()) as bar:
         task = bar.add_task("pre-training")
 
         def show(step: int, total: int, values: dict[str, float]) -> None:
@@ -100,7 +99,7 @@ def catalog(options: argparse.Namespace) -> None:
         "losses (objective.loss)": {str(name): entry.description for name, entry in LOSSES.items()},
         "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},
     }
-    print_catalog(_stdout(), parts)
+    print_catalog(terminal.stdout(), parts)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -109,22 +108,25 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "partition": partition,
     "config": show_config,
     "pretrain": pretrain,
+    "data": data,
     "list": catalog,
 }
 
 
 def _train(options: argparse.Namespace, centralized: bool) -> None:
-    _log_to_terminal()
+    terminal.log_to_stderr()
     recipe = config.load(Recipe, options.config, options.overrides)
     if centralized:
         recipe = recipe.model_copy(update={"num_clients": 1})
     experiment = open_experiment(recipe)
-    print_partition(_stdout(), partition_table(experiment.splits.train, experiment.partition))
-    with TerminalProgress(_stderr(), experiment) as progress:
+    print_partition(
+        terminal.stdout(), partition_table(experiment.splits.train, experiment.partition)
+    )
+    with TerminalProgress(terminal.stderr(), experiment) as progress:
         result = run_experiment(
             experiment, centralized=centralized, output=recipe.output, observers=[progress]
         )
-    print_results(_stdout(), result.board)
+    print_results(terminal.stdout(), result.board)
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
 
 
@@ -136,22 +138,3 @@ def _make_folder(path: Path) -> Path:
             f"cannot make the folder {path}: {error}; choose another --output"
         ) from None
     return path
-
-
-def _stdout() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)
-
-
-def _stderr() -> Console:
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-
-
-def _log_to_terminal() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()], force=True)
-
-
-class _Stderr(logging.Handler):
-    """Prints log lines on what stderr is at that moment: a progress bar may have replaced it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)

@@ -42,6 +42,9 @@ class DataCard:
         downloads: Files that need no consent; empty where there are none.
         steps: What to do by hand: where to accept the licence, which files to put where; "" where
             downloads suffice or nothing is needed.
+        fixed_splits: Pairs of splits, each in the order train, val, test, that the publisher
+            divided and that are used as published: what they have in common is known, and nothing
+            that a user could mend.
     """
 
     title: str
@@ -52,3 +55,4 @@ class DataCard:
     site_counts: Mapping[str, int] = field(default_factory=dict)
     downloads: tuple[Download, ...] = ()
     steps: str = ""
+    fixed_splits: tuple[tuple[str, str], ...] = ()

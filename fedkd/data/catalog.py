@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Discriminator, Tag
@@ -30,11 +31,20 @@ DataConfig = Annotated[
 
 
 class DataSet(NamedTuple):
-    """A data set: how to open it, the line that describes it, and what is published about it."""
+    """A data set: how to open it, the line that describes it, and what is published about it.
 
-    load: Callable[[Any], Splits]
+    Attributes:
+        load: Takes the settings and the folder of decoded images (None: the user's cache).
+        description: One line.
+        card: What is published, whatever the settings.
+        card_for: What is published about the images that the settings choose; None where the
+            settings make no difference.
+    """
+
+    load: Callable[[Any, Path | None], Splits]
     description: str
     card: DataCard
+    card_for: Callable[[Any], DataCard] | None = None
 
 
 DATASETS: dict[str, DataSet] = {
@@ -52,15 +62,23 @@ DATASETS: dict[str, DataSet] = {
         isic2019_lt.load,
         "ISIC 2019 with a long tail, by the FoPro-KD authors' lists: 8 classes",
         isic2019_lt.CARD,
+        isic2019_lt.card_for,
     ),
     "fed_isic2019": DataSet(
         fed_isic2019.load,
         "ISIC 2019 at its six centres, by the Fed-MAS authors' lists: 8 classes",
         fed_isic2019.CARD,
+        fed_isic2019.card_for,
     ),
 }
 
 
-def load_splits(config: DataConfig) -> Splits:
+def load_splits(config: DataConfig, cache_dir: Path | None = None) -> Splits:
     """Train, val and test of the data set that the config names; DataError if it is unusable."""
-    return DATASETS[config.name].load(config)
+    return DATASETS[config.name].load(config, cache_dir)
+
+
+def card(config: DataConfig) -> DataCard:
+    """What is published about the images that the config chooses."""
+    entry = DATASETS[config.name]
+    return entry.card_for(config) if entry.card_for else entry.card

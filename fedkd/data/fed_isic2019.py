@@ -27,6 +27,7 @@ figures too; with ``metadata`` the log says how many.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from fedkd import paths
-from fedkd.data import isic_lists
+from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import Integers, Splits
@@ -59,17 +60,7 @@ SITES = (
 
 _SEED = 0
 
-
-CARD = DataCard(
-    title="Fed-ISIC2019, ISIC 2019 at its six centres",
-    source=isic_lists.SOURCE,
-    licence=isic_lists.LICENCE,
-    citation=(
-        "Ogier du Terrail et al., FLamby, NeurIPS 2022",
-        "Elbatel et al., Fed-MAS, DeCaF @ MICCAI 2023",
-        *isic_lists.CITATION,
-    ),
-)
+CARD = isic_cards.FED_ISIC2019
 
 
 class FedIsic2019Config(IsicConfig):
@@ -77,6 +68,8 @@ class FedIsic2019Config(IsicConfig):
 
     name: Literal["fed_isic2019"] = "fed_isic2019"
     """Selects this data set."""
+    lists: str = "${FEDKD_DATA}/splits/fed_isic2019"
+    """Folder of the authors' CSVs; variables are filled in."""
     centers: tuple[int, ...] = tuple(range(len(SITES)))
     """Centres to use, 0..5; the others are left out."""
     fraction_val: float = Field(0.1, gt=0, lt=1)
@@ -100,6 +93,19 @@ class FedIsic2019Config(IsicConfig):
                 "each once"
             )
         return tuple(sorted(centers))
+
+
+def card_for(config: FedIsic2019Config) -> DataCard:
+    """What is published about the chosen centres; there are no other counts than fold 1's."""
+    if config.fold != 1:
+        return CARD
+    counts = {center: isic_cards.CENTER_COUNTS[center] for center in config.centers}
+    by_class = [sum(own) for own in zip(*counts.values(), strict=True)]
+    return replace(
+        CARD,
+        class_counts=dict(zip(CLASS_NAMES, by_class, strict=True)),
+        site_counts={SITES[center]: sum(own) for center, own in counts.items()},
+    )
 
 
 def load(config: FedIsic2019Config, cache_dir: Path | None = None) -> Splits:

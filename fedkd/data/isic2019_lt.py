@@ -21,12 +21,13 @@ The lists do not keep images of a lesion together: of the lesions that HAM10000'
 85 to 114 in train are in test too, depending on the factor (split 1). They are used as published.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
 
-from fedkd.data import isic_lists
+from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
 from fedkd.data.images import Splits
 from fedkd.data.isic_lists import SPLITS, IsicConfig, load_lists, read_lists
@@ -37,13 +38,7 @@ IMBALANCE_FACTORS = (0.01, 0.005, 0.002)
 CLASS_NAMES = ("NV", "MEL", "BCC", "BKL", "AK", "SCC", "VASC", "DF")
 """Classes in the order of ``finding``, from head to tail."""
 
-
-CARD = DataCard(
-    title="ISIC-LT, ISIC 2019 made long-tailed",
-    source=isic_lists.SOURCE,
-    licence=isic_lists.LICENCE,
-    citation=("Elbatel et al., FoPro-KD, IEEE TMI 2024 (arXiv 2305.17421)", *isic_lists.CITATION),
-)
+CARD = isic_cards.ISIC_LT
 
 
 class Isic2019LtConfig(IsicConfig):
@@ -51,6 +46,8 @@ class Isic2019LtConfig(IsicConfig):
 
     name: Literal["isic2019_lt"] = "isic2019_lt"
     """Selects this data set."""
+    lists: str = "${FEDKD_DATA}/splits/isic_lt"
+    """Folder of the authors' CSVs; variables are filled in."""
     imbalance_factor: float = 0.01
     """Which of the authors' lists: 0.01 (1:100), 0.005 (1:200) or 0.002 (1:500), the smallest
     class over the largest. The realised ratios of split 1 are 1:143, 1:199 and 1:509."""
@@ -63,6 +60,14 @@ class Isic2019LtConfig(IsicConfig):
                 f"{factor:g} has no lists; it must be 0.01 (1:100), 0.005 (1:200) or 0.002 (1:500)"
             )
         return factor
+
+
+def card_for(config: Isic2019LtConfig) -> DataCard:
+    """What is published about the chosen lists; counts of fold 1 only."""
+    if config.fold != 1:
+        return CARD
+    counts = isic_cards.LT_COUNTS[config.imbalance_factor]
+    return replace(CARD, class_counts=dict(zip(CLASS_NAMES, counts, strict=True)))
 
 
 def load(config: Isic2019LtConfig, cache_dir: Path | None = None) -> Splits:

@@ -39,24 +39,12 @@ benign keratosis, dermatofibroma, vascular lesion, squamous cell carcinoma."""
 _NUM_SHOWN = 5
 
 
-CLASS_COUNTS = dict(zip(CLASS_NAMES, (4522, 12875, 3323, 867, 2624, 239, 253, 628), strict=True))
-"""Published training images of ISIC 2019 per class."""
-
-SOURCE = "https://challenge.isic-archive.com/data/#2019"
-LICENCE = "CC BY-NC 4.0: no commercial use"
-CITATION = (
-    "Tschandl et al., Sci. Data 5:180161, 2018 (HAM10000)",
-    "Combalia et al., arXiv 1908.02288, 2019 (BCN20000)",
-    "Codella et al., arXiv 1710.05006, 2018",
-)
-
-
 class IsicConfig(ImageFilesConfig):
     """Images of ISIC 2019, described by lists."""
 
     name: str
     """Selects this data set."""
-    images: str
+    images: str = "${FEDKD_DATA}/isic2019/images"
     """Folder of the ISIC 2019 images (``<image>.jpg``); ``${FEDKD_DATA}`` and other variables are
     filled in."""
     lists: str

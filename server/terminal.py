@@ -1,0 +1,28 @@
+"""Where commands print: results on stdout, progress and the log on stderr."""
+
+import logging
+import sys
+
+from rich.console import Console
+
+
+def stdout() -> Console:
+    """Console of the results; wide if it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def stderr() -> Console:
+    """Console of the progress."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+def log_to_stderr() -> None:
+    """Show the log, a line each, on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Stderr()], force=True)
+
+
+class _Stderr(logging.Handler):
+    """Prints log lines on what stderr is at that moment: a progress bar may have replaced it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
