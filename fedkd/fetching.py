@@ -242,8 +242,8 @@ def _continues(response: Any, start: int, now: dict[str, Any], before: dict[str,
     return (
         response.status == HTTPStatus.PARTIAL_CONTENT
         and str(response.headers["Content-Range"]).startswith(f"bytes {start}-")
-        and now["validator"] == before["validator"]
-        and before["num_bytes"] in (None, now["num_bytes"])
+        and now["validator"] == before.get("validator")
+        and before.get("num_bytes") in (None, now["num_bytes"])
     )
 
 

@@ -195,6 +195,22 @@ def test_files_are_decoded_afresh_and_no_copy_stays(tmp_path, monkeypatch):
     assert sorted(cache.iterdir()) == before
 
 
+def test_what_an_interrupted_check_left_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDKD_CACHE", str(tmp_path))
+    left = tmp_path / f"check-{os.getpid()}"
+    left.mkdir()
+    seen = []
+
+    def load(_, cache_dir):
+        seen.append((cache_dir, left.exists()))
+        rows = part(SOUND["train"])
+        return Splits(rows, rows, rows)
+
+    monkeypatch.setattr(check.catalog, "load_splits", load)
+    check.check(LesionsConfig())
+    assert seen == [(left, False)]
+
+
 def test_copies_of_a_file_are_found_in_a_folder(tmp_path):
     project = Project(tmp_path)
     (tmp_path / "images" / "d.jpg").write_bytes((tmp_path / "images" / "b.jpg").read_bytes())

@@ -45,7 +45,7 @@ def fetch_all(
             md5=item.md5,
             progress=partial(show, path.name),
         )
-        if item.unpack is not None and not unpacked.exists():
+        if item.unpack is not None:
             unpack(path, folder / item.unpack, partial(show, f"unpacking {path.name}"))
             with on_disk(unpacked):
                 unpacked.touch()
