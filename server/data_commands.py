@@ -18,7 +18,7 @@ from fedkd.data.card import DataCard, Download
 from fedkd.data.catalog import DATASETS, DataConfig
 from fedkd.data.check import Report, check
 from fedkd.data.obtain import fetch_all, missing, path_keys
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError, DataError, FetchError
 from fedkd.recipe import Recipe
 from server import terminal
 
@@ -94,7 +94,11 @@ def _fetch(options: argparse.Namespace) -> None:
         def show(what: str, num: int, total: int | None) -> None:
             bar.update(task, description=what, completed=num, total=total)
 
-        fetch_all(card, folder, show, lambda item, digest: _say(folder, item, digest))
+        try:
+            fetch_all(card, folder, show, lambda item, digest: _say(folder, item, digest))
+        except FetchError:
+            _tell_by_hand(card, folder)
+            raise
     lacking = missing(settings, card)
     if not lacking:
         print(f"everything is there; `fedkd data check {name}` looks at it closely")
@@ -104,6 +108,19 @@ def _fetch(options: argparse.Namespace) -> None:
         f"{name} is not complete: {', '.join(map(str, lacking))} is not there yet; "
         "follow the steps above"
     )
+
+
+def _tell_by_hand(card: DataCard, folder: Path) -> None:
+    """What a machine without a connection needs: each file that is not there, and the steps."""
+    print(f"\n{card.title}: files to bring from elsewhere")
+    for item in card.downloads:
+        if not (folder / item.path).exists():
+            known = f"  sha256 {item.sha256}" if item.sha256 else f"  md5 {item.md5}"
+            print(
+                f"{item.url}\n  -> {folder / item.path}{known if item.sha256 or item.md5 else ''}"
+            )
+    if card.steps:
+        print(card.steps)
 
 
 def _say(folder: Path, item: Download, digest: str) -> None:

@@ -12,10 +12,10 @@ from fedkd.data.card import DataCard, Download
 from fedkd.data.catalog import DATASETS
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.isic2019_lt import Isic2019LtConfig
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FetchError
 from server.cli import main
+from tests.image_project import Project
 from tests.isic_files import save_isic_lt
-from tests.test_folder import Project
 
 URL = "https://example.org/"
 SHA256 = hashlib.sha256(b"list").hexdigest()
@@ -319,3 +319,25 @@ def test_an_action_is_required(capsys):
         main(["data"])
     assert end.value.code == 2
     assert "ACTION" in capsys.readouterr().err
+
+
+def test_without_a_connection_fetch_says_which_file_belongs_where(
+    store, published, capsys, monkeypatch
+):
+    def fetch(*_, **__):
+        raise FetchError("no connection")
+
+    lists = (
+        Download(URL + "a.csv", "lists/a.csv", sha256=SHA256),
+        Download(URL + "b.csv", "lists/b.csv"),
+    )
+    published({}, downloads=lists, steps="1. Read the terms.")
+    monkeypatch.setattr(obtain, "fetch", fetch)
+    (store / "lists").mkdir()
+    (store / "lists" / "b.csv").write_text("there")
+    code, out, err = run(capsys, "fetch", "isic2019_lt")
+    assert code == 2
+    assert f"{URL}a.csv\n  -> {store / 'lists' / 'a.csv'}  sha256 {SHA256}\n" in out
+    assert "b.csv" not in out
+    assert "1. Read the terms." in out
+    assert err.rstrip().endswith("fedkd: no connection")
