@@ -115,10 +115,9 @@ def _tell_by_hand(card: DataCard, folder: Path) -> None:
     print(f"\n{card.title}: files to bring from elsewhere")
     for item in card.downloads:
         if not (folder / item.path).exists():
-            known = f"  sha256 {item.sha256}" if item.sha256 else f"  md5 {item.md5}"
-            print(
-                f"{item.url}\n  -> {folder / item.path}{known if item.sha256 or item.md5 else ''}"
-            )
+            hashes = (("sha256", item.sha256), ("md5", item.md5))
+            known = "".join(f"  {name} {value}" for name, value in hashes if value)
+            print(f"{item.url}\n  -> {folder / item.path}{known}")
     if card.steps:
         print(card.steps)
 
