@@ -25,19 +25,21 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
                 f"{name} images have {images.images.shape[1]} channels; students and teachers "
                 "take 3 (repeat a grey channel three times)"
             )
-        values = images.images
-        if values.dtype != np.uint8 and not np.isfinite(values).all():
+        height, width = images.images.shape[2:]
+        # Floats were given and are in memory; uint8 may be a large file, of which nothing is read.
+        values = None if images.images.dtype == np.uint8 else np.asarray(images.images)
+        if values is not None and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
             raise DataError(
                 f"{name} images hold values that are not finite, the first in row {row} (image "
                 f"{images.ids[row]}); remove or repair it"
             )
-        if recipe.objective.name == "fopro" and min(values.shape[2:]) < MIN_SIZE:
+        if recipe.objective.name == "fopro" and min(height, width) < MIN_SIZE:
             raise DataError(
-                f"{name} images are {values.shape[2]}x{values.shape[3]} px; Fourier prompts need "
+                f"{name} images are {height}x{width} px; Fourier prompts need "
                 f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
             )
-        if recipe.objective.name == "fopro" and values.dtype != np.uint8:
+        if recipe.objective.name == "fopro" and values is not None:
             low, high = float(values.min()), float(values.max())
             if low < 0 or high > 1:
                 raise DataError(

@@ -180,7 +180,7 @@ def open_experiment(
             recipe.teacher,
             teacher,
             divided.client_names,
-            torch.from_numpy(splits.train.images[:2]).to(device, dtype),
+            Loader(splits.train, np.arange(2), device, dtype).pixels(np.arange(2)),
             with_reference=recipe.objective.name == "fopro",
         )
     if recipe.student.init == "teacher" and len(set(map(id, opened))) > 1:
@@ -254,7 +254,7 @@ def _gather(
                 "give all as uint8 (0..255), or all as one float type"
             )
     train = LabelledImages(
-        images=np.concatenate([site.images for site in sites]),
+        images=np.concatenate([np.asarray(site.images) for site in sites]),
         labels=np.concatenate([site.labels for site in sites]),
         class_names=first.class_names,
         sites=np.repeat(np.arange(len(sites)), [len(site) for site in sites]),

@@ -1,15 +1,13 @@
-"""Labelled images in memory: the one form in which every data set reaches the rest of fedkd."""
+"""Labelled images: the one form in which every data set reaches the rest of fedkd."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from fedkd.data.pixels import Integers as Integers
+from fedkd.data.pixels import Pixels, Selection
 from fedkd.errors import DataError
-
-Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -17,8 +15,9 @@ class LabelledImages:
     """Images with their labels, and with the hospital and the name of each.
 
     Attributes:
-        images: (num_images, channels, height, width). uint8 means pixels 0..255, which the models
-            see divided by 255; float means values that reach the models exactly as they are.
+        images: (num_images, channels, height, width), an array, or LazyPixels, which reads rows
+            when they are needed. uint8 means pixels 0..255, which the models see divided by 255;
+            float means values that reach the models exactly as they are.
         labels: Class indices, int64 (num_images,), 0 <= label < num_classes.
         class_names: One name per class; its length is the number of classes.
         sites: Index of the hospital of each image, int64 (num_images,); all 0 if unknown.
@@ -89,10 +88,10 @@ class LabelledImages:
         return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
     def subset(self, indices: Sequence[int] | Integers) -> "LabelledImages":
-        """The images at ``indices``, in that order (the pixels are copied)."""
+        """The images at ``indices``, in that order; the pixels are shared, not copied."""
         rows = np.asarray(indices, dtype=np.int64)
         return LabelledImages(
-            images=self.images[rows],
+            images=Selection(self.images, rows),
             labels=self.labels[rows],
             class_names=self.class_names,
             sites=self.sites[rows],

@@ -1,0 +1,75 @@
+"""Pixels of many images: in an array (in memory or mapped from a file), or read when needed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+class LazyPixels(ABC):
+    """Stands for an array (num_images, channels, height, width) whose rows are read when needed.
+
+    NumPy's functions take it as well, by reading all of it.
+
+    Args:
+        shape: Of the array.
+        dtype: Of the array.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape = shape
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.ndim = len(shape)
+
+    @abstractmethod
+    def batches(self, plan: Iterable[Integers]) -> Generator[Array, None, None]:
+        """The rows of each batch, one batch after the other, each read only when its turn is near.
+
+        Whoever does not read to the end closes the generator, which then lets go of its threads.
+        """
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        """As of an array, on the first axis: a number, a slice, numbers or a mask."""
+        numbers = np.arange(len(self))[rows]
+        (pixels,) = self.batches([np.atleast_1d(numbers)])
+        return pixels if numbers.ndim else pixels[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32] | npt.NDArray[np.float64] | LazyPixels
+
+
+class Selection(LazyPixels):
+    """Rows of other pixels, of which nothing is copied until they are read.
+
+    Args:
+        pixels: An array or lazy pixels.
+        rows: Which of its rows, int64 (num_images,), in the order that this has them.
+    """
+
+    def __init__(self, pixels: Pixels, rows: Integers) -> None:
+        super().__init__((len(rows), *pixels.shape[1:]), pixels.dtype)
+        self.pixels, self.rows = pixels, rows
+        if isinstance(pixels, Selection):
+            self.pixels, self.rows = pixels.pixels, pixels.rows[rows]
+
+    def batches(self, plan: Iterable[Integers]) -> Generator[Array, None, None]:
+        """The rows of each batch."""
+        return read_batches(self.pixels, (self.rows[rows] for rows in plan))
+
+
+def read_batches(pixels: Pixels, plan: Iterable[Integers]) -> Generator[Array, None, None]:
+    """Copies of the rows of each batch, one batch after the other; to be closed by the caller."""
+    if isinstance(pixels, LazyPixels):
+        return pixels.batches(plan)
+    return (pixels[rows] for rows in plan)
