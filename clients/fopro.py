@@ -1,15 +1,15 @@
 """FoPro-KD: EKD whose teacher sees the images through Fourier prompts that it likes."""
 
 from collections.abc import Mapping
+from contextlib import closing
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clients.ekd import EKD
 from clients.objective import OnStep
 from fedkd import seeding
-from fedkd.data.loading import Loader
+from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment
 from fedkd.fourier.explore import Explorer, held_out_prior
 from fedkd.fourier.prompts import FourierPromptGenerator, draw_latents, prompt
@@ -104,11 +104,12 @@ class FoPro(EKD):
         if explorer.num_steps < config.warm_up_steps:
             num_steps += config.warm_up_steps - explorer.num_steps
         terms: dict[str, float] = {}
-        for step in range(num_steps):
-            pixels = loader.pixels(rows.choice(len(loader), size, replace=False))
-            terms = explorer.step(pixels, rng, student.project)
-            if on_step:
-                on_step(step + 1, num_steps)
+        plan = [rows.choice(len(loader), size, replace=False) for _ in range(num_steps)]
+        with closing(loader.batches(plan)) as loaded:
+            for step, (pixels, _) in enumerate(loaded, 1):
+                terms = explorer.step(pixels, rng, student.project)
+                if on_step:
+                    on_step(step, num_steps)
         self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
         values = {f"explore_{name}": v for name, v in terms.items() if name != "explore_loss"}
         return {**values, **self._measure(loader, size)}
@@ -137,9 +138,9 @@ class FoPro(EKD):
         return self.teacher.features(prompted.pixels)
 
     def _mean_amplitude(self, loader: Loader) -> Tensor:
-        rows = np.arange(len(loader))
-        step = self._recipe.evaluation.batch_size
-        return mean_amplitude(loader.pixels(rows[i : i + step]) for i in range(0, len(rows), step))
+        plan = in_order(len(loader), self._recipe.evaluation.batch_size)
+        with closing(loader.batches(plan)) as loaded:
+            return mean_amplitude(pixels for pixels, _ in loaded)
 
     def _keys(self, round_number: int) -> tuple[int, int]:
         return round_number, self._partition_id

@@ -6,9 +6,9 @@ same function serves a Flower ClientApp, wherever it runs, and the centralized l
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from clients.objective import Objective, OnStep
 from fedkd import seeding, wire
 from fedkd.data.augment import augment
 from fedkd.data.images import Integers
-from fedkd.data.loading import Loader
+from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.models.exchange import local_names
 from fedkd.prediction import Probabilities, predict
@@ -138,7 +138,7 @@ class Node:
             student,
             optimizer,
             recipe.training,
-            load_batch=loader.batch,
+            load_batches=loader.batches,
             loss=lambda pixels, labels: objective.loss(student, pixels, labels),
             orders=self._orders(loader.labels, round_number, partition_id),
             num_classes=self.experiment.num_classes,
@@ -253,20 +253,20 @@ class Node:
         num_images = len(loader) if config.shuffle else num_examples_per_epoch(len(loader), config)
         student = self._student.eval()
         sums = torch.zeros(self.experiment.num_classes, dtype=torch.float64, device=loader.device)
-        for start in range(0, num_images, config.batch_size):
-            rows = np.arange(start, min(start + config.batch_size, num_images))
-            pixels, labels = loader.batch(rows)
-            key = (partition_id, start)
-            if key not in self._score_targets:
-                target = objective.score_target(pixels)
-                self._score_targets[key] = None if target is None else target.cpu()
-            target = self._score_targets[key]
-            if target is not None:
-                target = target.to(loader.device)
-            scores = objective.scores(student, pixels, labels, target)
-            sums.index_add_(0, labels, scores.double())
-            if on_step:
-                on_step(start + len(rows), num_images)
+        plan = in_order(num_images, config.batch_size)
+        with closing(loader.batches(plan)) as loaded:
+            for rows, (pixels, labels) in zip(plan, loaded, strict=True):
+                key = (partition_id, int(rows[0]))
+                if key not in self._score_targets:
+                    target = objective.score_target(pixels)
+                    self._score_targets[key] = None if target is None else target.cpu()
+                target = self._score_targets[key]
+                if target is not None:
+                    target = target.to(loader.device)
+                scores = objective.scores(student, pixels, labels, target)
+                sums.index_add_(0, labels, scores.double())
+                if on_step:
+                    on_step(int(rows[-1]) + 1, num_images)
         return sums.cpu()
 
     def _announcer(self, partition_id: int, what: str) -> OnStep | None:

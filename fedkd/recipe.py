@@ -9,6 +9,7 @@ from pydantic import Field
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
+from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.explore import ExploreConfig
@@ -158,6 +159,8 @@ class Recipe(Section):
     """Where clients run."""
 
     def hash(self) -> str:
-        """SHA-256 over all that can change a number: everything but the name and the folder."""
-        values = self.model_dump(mode="json", exclude={"name", "output"})
+        """SHA-256 over all that can change a number: all but names and how files are read."""
+        values = self.model_dump(
+            mode="json", exclude={"name": True, "output": True, "data": CHANGES_NO_NUMBER}
+        )
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

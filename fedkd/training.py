@@ -1,6 +1,7 @@
 """The local training loop: batches in a seeded order, a step each, sums of what it saw."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -84,8 +85,9 @@ class EpochSums(NamedTuple):
     class_seen: Tensor
 
 
-LoadBatch = Callable[[Integers], tuple[Tensor, Tensor]]
-"""Positions of a client's images -> (pixels (batch, 3, h, w), labels (batch,))."""
+LoadBatches = Callable[[list[Integers]], Generator[tuple[Tensor, Tensor], None, None]]
+"""Positions of a client's images in each batch to come -> (pixels (batch, 3, h, w), labels
+(batch,)) of one batch after the other."""
 
 
 def batches(order: Integers, batch_size: int, drop_last: bool) -> list[Integers]:
@@ -173,7 +175,7 @@ def train_epochs(
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
     *,
-    load_batch: LoadBatch,
+    load_batches: LoadBatches,
     loss: Callable[[Tensor, Tensor], Losses],
     orders: list[Integers],
     num_classes: int,
@@ -187,7 +189,7 @@ def train_epochs(
         student: Put into train mode.
         optimizer: Over the student's parameters.
         config: Batch size and ``drop_last``.
-        load_batch: Reads images.
+        load_batches: Reads images; closed at the end, or when an error stops the training.
         loss: The objective, called with augmented pixels and labels.
         orders: For each epoch the positions of the client's images in the order of their use.
         num_classes: Length of the class sums.
@@ -207,20 +209,20 @@ def train_epochs(
     device = next(student.parameters()).device
     class_losses = torch.zeros(num_classes, dtype=torch.float64, device=device)
     class_seen = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    for rows in plan:
-        pixels, labels = load_batch(rows)
-        losses = loss(augment(pixels), labels)
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        if clip_norm:
-            nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
-        optimizer.step()
-        class_losses.index_add_(0, labels, losses.per_example.detach().double())
-        class_seen.index_add_(0, labels, torch.ones_like(labels))
-        for name, value in losses.terms.items():
-            sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
-        num_seen += len(rows)
-        if on_batch:
-            on_batch(num_seen, total)
+    with closing(load_batches(plan)) as loaded:
+        for rows, (pixels, labels) in zip(plan, loaded, strict=True):
+            losses = loss(augment(pixels), labels)
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            if clip_norm:
+                nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
+            optimizer.step()
+            class_losses.index_add_(0, labels, losses.per_example.detach().double())
+            class_seen.index_add_(0, labels, torch.ones_like(labels))
+            for name, value in losses.terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
+            num_seen += len(rows)
+            if on_batch:
+                on_batch(num_seen, total)
     terms = {name: float(value) for name, value in sums.items()}
     return EpochSums(num_seen, terms, class_losses.cpu(), class_seen.cpu())

@@ -36,5 +36,5 @@ def decode_nothing(monkeypatch):
     monkeypatch.setattr(
         labelled_files,
         "decode_files",
-        lambda files, size: (np.zeros((len(files), 3, 1, 1), np.uint8), []),
+        lambda files, *_: (np.zeros((len(files), 3, 1, 1), np.uint8), []),
     )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fedkd.data.images import LabelledImages
-from fedkd.data.loading import Loader
+from fedkd.data.loading import Loader, in_order
 
 CPU = torch.device("cpu")
 
@@ -60,3 +60,26 @@ def test_a_client_costs_no_copy_of_the_images_and_a_batch_does_not_touch_them():
     before = data.images.copy()
     own.pixels(np.array([0, 1])).zero_()
     assert np.array_equal(data.images, before)
+
+
+def test_batches_are_those_of_batch_one_after_the_other():
+    own = loader(store(), [5, 3, 0])
+    plan = [np.array([2, 0]), np.array([1])]
+    for (pixels, labels), positions in zip(own.batches(plan), plan, strict=True):
+        expected = own.batch(positions)
+        assert torch.equal(pixels, expected[0])
+        assert torch.equal(labels, expected[1])
+
+
+def test_every_byte_is_divided_as_torch_divides_it():
+    data = LabelledImages(np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16), [0], ("a",))
+    for dtype in (torch.float32, torch.float64):
+        pixels = loader(data, [0], dtype).pixels(np.array([0]))
+        assert torch.equal(pixels.flatten(), torch.arange(256).to(dtype) / 255)
+
+
+@pytest.mark.parametrize(
+    ("num", "size", "plan"), [(5, 2, [[0, 1], [2, 3], [4]]), (4, 2, [[0, 1], [2, 3]]), (0, 2, [])]
+)
+def test_in_order_covers_all_positions(num, size, plan):
+    assert [rows.tolist() for rows in in_order(num, size)] == plan

@@ -31,12 +31,13 @@ def open_node(make_recipe, hospitals, tiny_teacher):
 def positions(monkeypatch):
     """Positions of the images of every batch that is read, in order."""
     seen = []
-    batch = Loader.batch
-    monkeypatch.setattr(Loader, "batch", lambda self, rows: seen.append(rows) or batch(self, rows))
+    read = Loader.batches
+    monkeypatch.setattr(Loader, "batches", lambda self, plan: seen.extend(plan) or read(self, plan))
     return seen
 
 
 EKD = {"objective": {"name": "ekd"}}
+UNSEEN = {"evaluation": {"personalised": False}}
 SUPERVISED = {"objective": {"name": "supervised"}}
 
 
@@ -107,7 +108,7 @@ def test_a_client_trains_otherwise_in_another_round_and_as_another_client(open_n
 
 
 def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(open_node, positions):
-    node = open_node(**SUPERVISED, training={"local_epochs": 2})
+    node = open_node(**SUPERVISED, **UNSEEN, training={"local_epochs": 2})
     arrays = node.initial_arrays()
     orders = []
     for client, number in ((0, 1), (0, 2)):
@@ -120,7 +121,7 @@ def test_every_epoch_sees_every_image_once_in_an_order_of_its_own(open_node, pos
 
 
 def test_without_shuffling_images_come_in_their_own_order(open_node, positions):
-    node = open_node(**SUPERVISED, training={"shuffle": False, "local_epochs": 2})
+    node = open_node(**SUPERVISED, **UNSEEN, training={"shuffle": False, "local_epochs": 2})
     node.train(1, node.initial_arrays(), {}, 1)
     assert [list(rows) for rows in positions] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]] * 2
 

@@ -59,7 +59,7 @@ def regression(optimizer="sgd", **options):
     def run(orders, clip_norm=None):
         return train_epochs(
             net, optimizer, config,
-            load_batch=lambda rows: (x[rows], labels[rows]),
+            load_batches=lambda plan: ((x[rows], labels[rows]) for rows in plan),
             loss=loss, orders=orders, num_classes=3, clip_norm=clip_norm, augment=lambda p: p,
         )  # fmt: skip
 
@@ -148,3 +148,29 @@ def test_balanced_draws_depend_on_the_generator_alone():
 def test_balanced_draws_cannot_keep_an_order():
     with pytest.raises(ConfigError, match="sampling is 'balanced' with training.shuffle = false"):
         config.build(Recipe, {"training": {"sampling": "balanced", "shuffle": False}})
+
+
+def test_reading_of_images_ends_with_the_training_also_when_it_fails():
+    net, _, _ = regression()
+    closed = []
+
+    def load_batches(plan):
+        try:
+            for rows in plan:
+                yield torch.ones(len(rows), 1, dtype=torch.float64), torch.zeros(len(rows)).long()
+        finally:
+            closed.append(len(plan))
+
+    def fail(pixels, labels):
+        raise RuntimeError("no loss")
+
+    config = TrainingConfig(batch_size=2)
+    with pytest.raises(RuntimeError, match="no loss") as error:
+        train_epochs(
+            net, make_optimizer(config, net.parameters(), 0.1), config,
+            load_batches=load_batches, loss=fail, orders=[np.arange(4)], num_classes=1,
+            clip_norm=None, augment=lambda pixels: pixels,
+        )  # fmt: skip
+    # The traceback still holds the loop's frame: it is not the end of the generator that did it.
+    assert error.tb is not None
+    assert closed == [2]

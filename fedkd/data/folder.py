@@ -124,7 +124,7 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
         {label: label for label in classes},
         split_values=config.split_values,
         extension=config.extension,
-        key=config.model_dump_json(exclude={"images", "csv"}),
+        key=config.cache_key("images", "csv"),
         content=content,
         problems=problems,
         cache_dir=cache_dir,

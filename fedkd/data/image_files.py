@@ -12,7 +12,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,8 +39,16 @@ _BROKEN = (
 )
 
 
+def default_workers() -> int:
+    """Threads that decode if the config does not say: one per core, 16 at most."""
+    return min(os.cpu_count() or 1, 16)
+
+
 def decode_files(
-    files: Sequence[Path], size: int
+    files: Sequence[Path],
+    size: int,
+    num_workers: int | None = None,
+    allocate: Callable[[tuple[int, ...]], npt.NDArray[np.uint8]] | None = None,
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
     """Pixels of all files, and what is wrong with those that cannot be read.
 
@@ -51,31 +59,49 @@ def decode_files(
     Args:
         files: Image files in any format that Pillow reads.
         size: Width and height of the result in pixels.
+        num_workers: Threads; None is :func:`default_workers`.
+        allocate: Makes the array that is filled, of a given shape; None makes one in memory.
 
     Returns:
         Pixels, uint8 (len(files), 3, size, size), and for each unreadable file its index and the
         reason, by index; its pixels are undefined.
     """
-    images = np.empty((len(files), 3, size, size), np.uint8)
+    shape = (len(files), 3, size, size)
+    images = np.empty(shape, np.uint8) if allocate is None else allocate(shape)
     faults: list[tuple[int, str]] = []
-    logger.info("reading %d images, resized to %d px ...", len(files), size)
-    last = time.monotonic()
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for first in range(0, len(files), _IN_FLIGHT):
-            chunk = files[first : first + _IN_FLIGHT]
-            for index, result in enumerate(pool.map(_decode, chunk, [size] * len(chunk)), first):
-                if isinstance(result, str):
-                    faults.append((index, result))
-                else:
-                    images[index] = result
-                if time.monotonic() - last >= _REPORT_EVERY_S:
-                    last = time.monotonic()
-                    logger.info("read %d of %d images", index + 1, len(files))
+    for index, result in _decoded(files, size, num_workers):
+        if isinstance(result, str):
+            faults.append((index, result))
+        else:
+            images[index] = result
     return images, faults
 
 
-def _decode(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
-    """Pixels (3, size, size), or the reason why there are none."""
+def find_broken(
+    files: Sequence[Path], size: int, num_workers: int | None = None
+) -> list[tuple[int, str]]:
+    """The faults that :func:`decode_files` would return; the pixels are not kept."""
+    decoded = _decoded(files, size, num_workers)
+    return [(index, result) for index, result in decoded if isinstance(result, str)]
+
+
+def _decoded(
+    files: Sequence[Path], size: int, num_workers: int | None
+) -> Iterator[tuple[int, npt.NDArray[np.uint8] | str]]:
+    """Index and pixels, or fault, of each file, in order."""
+    logger.info("reading %d images, resized to %d px ...", len(files), size)
+    last = time.monotonic()
+    with ThreadPoolExecutor(max_workers=num_workers or default_workers()) as pool:
+        for first in range(0, len(files), _IN_FLIGHT):
+            chunk = files[first : first + _IN_FLIGHT]
+            yield from enumerate(pool.map(decode_file, chunk, [size] * len(chunk)), first)
+            if time.monotonic() - last >= _REPORT_EVERY_S:
+                last = time.monotonic()
+                logger.info("read %d of %d images", first + len(chunk), len(files))
+
+
+def decode_file(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
+    """Pixels, uint8 (3, size, size), or the reason why there are none."""
     try:
         with Image.open(file) as opened:
             opened.load()

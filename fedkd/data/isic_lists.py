@@ -131,7 +131,7 @@ def load_lists(
         classes,
         split_values=SPLITS,
         extension=".jpg",
-        key=config.model_dump_json(exclude={"images", "lists", "metadata"}),
+        key=config.cache_key("images", "lists", "metadata"),
         content=content,
         problems=problems,
         cache_dir=cache_dir,

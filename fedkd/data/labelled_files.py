@@ -6,8 +6,11 @@ at once, with the rows of the table it is about.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,13 +19,21 @@ from pydantic import Field
 
 from fedkd import paths
 from fedkd.config import Section
-from fedkd.data.cache import load_or_build
-from fedkd.data.image_files import decode_files
+from fedkd.data.cache import Allocate, load_or_fill
+from fedkd.data.image_files import decode_files, find_broken
 from fedkd.data.image_table import Problems
 from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.data.pixels import Pixels, Selection
+from fedkd.data.streaming import FilePixels
 from fedkd.errors import DataError
 
 _CACHE_VERSION = 1
+
+Read = Callable[[list[Path]], tuple[Pixels, list[tuple[int, str]]]]
+"""Image files -> their pixels, and index and fault of each file that cannot be read."""
+
+CHANGES_NO_NUMBER = {"store", "num_workers"}
+"""Keys of :class:`ImageFilesConfig` that no image and no result depends on."""
 
 
 class ImageFilesConfig(Section):
@@ -33,6 +44,17 @@ class ImageFilesConfig(Section):
     size: int = Field(64, ge=16, le=1024)
     """Width and height in pixels, 16..1024, to which every image is resized (bilinear with
     antialiasing; the aspect ratio is not kept)."""
+    store: Literal["mapped", "memory", "stream"] = "mapped"
+    """Where decoded images are kept: mapped (a file that all clients, processes and runs share, of
+    which memory holds what it has room for), memory (that file, read into memory at the start), or
+    stream (nowhere: every batch is decoded anew, ahead of its use, and once before training to find
+    broken files). No result depends on it."""
+    num_workers: int | None = Field(None, ge=1, le=256)
+    """Threads that decode image files, 1..256; not given means one per core, 16 at most."""
+
+    def cache_key(self, *left_out: str) -> str:
+        """The settings that images depend on, as text, without those ``left_out`` as well."""
+        return self.model_dump_json(exclude={*left_out, *CHANGES_NO_NUMBER})
 
 
 def open_folder(text: str, key: str) -> Path:
@@ -71,10 +93,12 @@ def load_images(
     problems: Problems,
     cache_dir: Path | None,
 ) -> Splits:
-    """Check the files of a table that says what each one is, and decode them or read the cache.
+    """Check the files of a table that says what each one is, and open their pixels.
+
+    They are decoded or read from the cache; with ``config.store = "stream"`` they are only checked.
 
     Args:
-        config: Name of the data set and size of the images.
+        config: Name of the data set, size of the images and where to keep them.
         table: Columns id, label, split and, optionally, site and group (the lesion or patient, ""
             for none), as :func:`fedkd.data.image_table.check_table` wants them.
         folder: Where the files are.
@@ -95,7 +119,7 @@ def load_images(
     if problems.lines:
         # Broken images are told with the rest, rather than at the next try.
         there = [row for row, (num_bytes, _) in enumerate(stats) if num_bytes]
-        _, faults = decode_files([files[row] for row in there], 1)
+        faults = find_broken([files[row] for row in there], 1, config.num_workers)
         _note_broken(table, [(there[at], why) for at, why in faults], problems)
     problems.raise_if_any()
     digest = hashlib.sha256(content)
@@ -103,10 +127,28 @@ def load_images(
         digest.update(f"{file.relative_to(folder)}\0{num_bytes}\0{modified_ns}\n".encode())
     key = f"version {_CACHE_VERSION} pillow {PIL.__version__} {key} {digest.hexdigest()}"
 
-    def build() -> Splits:
-        return _build(table, files, classes, split_values, config.size, problems)
+    build = partial(_build, table, files, classes, split_values, problems)
+    if config.store == "stream":
+        return build(lambda files: _stream(files, config))
 
-    return load_or_build(config.name, key, build, cache_dir)
+    def fill(allocate: Allocate) -> Splits:
+        return build(lambda files: decode_files(files, config.size, config.num_workers, allocate))
+
+    splits = load_or_fill(config.name, key, fill, cache_dir)
+    return _in_memory(splits) if config.store == "memory" else splits
+
+
+def _stream(files: list[Path], config: ImageFilesConfig) -> tuple[Pixels, list[tuple[int, str]]]:
+    pixels = FilePixels(files, config.size, config.num_workers)
+    return pixels, find_broken(files, config.size, config.num_workers)
+
+
+def _in_memory(splits: Splits) -> Splits:
+    train, val, test = (
+        replace(split, images=np.array(split.images))
+        for split in (splits.train, splits.val, splits.test)
+    )
+    return Splits(train, val, test)
 
 
 def _check_files(
@@ -175,24 +217,27 @@ def _build(
     files: list[Path],
     classes: Mapping[str, str],
     split_values: tuple[str, str, str],
-    size: int,
     problems: Problems,
+    read: Read,
 ) -> Splits:
     # Sorted by split, so that each split is a view of one array and no pixel is held twice.
     split = _codes(table["split"], split_values)
     order = np.argsort(split, kind="stable")
-    images, faults = decode_files([files[row] for row in order], size)
+    images, faults = read([files[row] for row in order])
     _note_broken(table, [(int(order[at]), why) for at, why in faults], problems)
     problems.raise_if_any()
     table = table.iloc[order]
     sites = table["site"] if "site" in table else pd.Series("all", index=table.index)
     site_names = tuple(sorted(set(sites)))
     groups = table["group"] if "group" in table else pd.Series("", index=table.index)
+    rows = np.arange(len(table))
     ends = np.cumsum(np.bincount(split, minlength=len(split_values)))
     parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     train, val, test = (
         LabelledImages(
-            images=images[part],
+            images=images[part]
+            if isinstance(images, np.ndarray)
+            else Selection(images, rows[part]),
             labels=_codes(table["label"], tuple(classes))[part],
             class_names=tuple(classes.values()),
             sites=_codes(sites, site_names)[part],

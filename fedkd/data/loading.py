@@ -1,10 +1,20 @@
 """From the shared image store to a batch on the device."""
 
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedkd.data.images import Integers, LabelledImages
+from fedkd.data.pixels import Array, read_batches
+
+
+def in_order(num_images: int, batch_size: int) -> list[Integers]:
+    """Positions 0..num_images-1 in batches, of which the last may be smaller; none for no image."""
+    starts = range(0, num_images, batch_size)
+    return [np.arange(start, min(start + batch_size, num_images)) for start in starts]
 
 
 class Loader:
@@ -41,10 +51,28 @@ class Loader:
 
     def pixels(self, positions: Integers) -> Tensor:
         """Pixels (len(positions), 3, height, width); uint8 images become values in [0, 1]."""
-        images = torch.from_numpy(self.data.images[self.indices[positions]])
-        values = images.to(self.device).to(self.dtype)
-        return values / 255 if images.dtype == torch.uint8 else values
+        return self._to_device(self.data.images[self.indices[positions]])
 
     def batch(self, positions: Integers) -> tuple[Tensor, Tensor]:
         """Pixels and labels (int64) of the images at these positions."""
         return self.pixels(positions), torch.from_numpy(self.labels[positions]).to(self.device)
+
+    def batches(self, plan: Sequence[Integers]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """What :meth:`batch` gives for each element of ``plan``, in order.
+
+        Images that come from files are decoded ahead of their use, by threads that end with the
+        generator: close it (``contextlib.closing``) if it may not be read to its end.
+        """
+        with closing(read_batches(self.data.images, (self.indices[p] for p in plan))) as read:
+            for positions, images in zip(plan, read, strict=True):
+                labels = torch.from_numpy(self.labels[positions])
+                yield self._to_device(images), labels.to(self.device)
+
+    def _to_device(self, images: Array) -> Tensor:
+        """``images`` is a copy already, which nobody else has."""
+        pixels = torch.from_numpy(images)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        values = pixels.to(self.device, non_blocking=True).to(self.dtype)
+        # In place: the division costs no second array, which is most of its time.
+        return values.div_(255) if pixels.dtype == torch.uint8 else values
