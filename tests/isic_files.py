@@ -31,6 +31,16 @@ def save_fed_isic(lists, center, train, val, fold=1):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def save_flamby(path, rows):
+    """FLamby's table ``train_test_split``; ``rows`` has (image, target, center, fold)."""
+    classes = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
+    lines = [",".join(["image", *classes, "target", "center", "fold", "fold2"])]
+    for image, target, center, fold in rows:
+        hot = [str(float(label == target)) for label in range(len(classes))]
+        lines.append(",".join([image, *hot, str(target), str(center), fold, f"{fold}_{center}"]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def decode_nothing(monkeypatch):
     """Files are checked but not decoded."""
     monkeypatch.setattr(

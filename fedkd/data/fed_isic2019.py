@@ -20,6 +20,11 @@ Fed-MAS selected its student on the lists named "val" and reported its score on 
 a fraction of every class of every centre, drawn from a fixed stream (not from the recipe's seed, so
 that runs with other seeds see the same splits), and by lesion where ``metadata`` names lesions.
 
+FLamby's own table ``train_test_split`` (github.com/owkin/FLamby, ``fed_isic2019/
+dataset_creation_scripts``; columns image, MEL ... UNK, target, center, fold, fold2) will do instead
+of the lists (``split_csv``). Its fold says train or test; rows that we compared have the split and
+the centre of the lists of fold 1, in another order.
+
 The lists themselves do not keep images of a lesion together. Of the lesions that HAM10000's
 metadata knows, 696 are in both kinds of list, and 760 of the 2003 test images of centres 1, 2, 3
 and 5 show one of them. That is in every figure published on these lists, and it is in fedkd's test
@@ -42,7 +47,8 @@ from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import Integers, Splits
 from fedkd.data.isic_lists import CLASS_NAMES, IsicConfig, load_lists, read_lists
-from fedkd.data.labelled_files import read_bytes
+from fedkd.data.labelled_files import open_folder, read_bytes
+from fedkd.data.splitting import carve
 from fedkd.errors import DataError
 from fedkd.seeding import rng
 
@@ -69,7 +75,10 @@ class FedIsic2019Config(IsicConfig):
     name: Literal["fed_isic2019"] = "fed_isic2019"
     """Selects this data set."""
     lists: str = "${FEDKD_DATA}/splits/fed_isic2019"
-    """Folder of the authors' CSVs; variables are filled in."""
+    """Folder of the Fed-MAS authors' CSVs; variables are filled in."""
+    split_csv: str | None = None
+    """FLamby's table ``train_test_split``; variables are filled in. With it ``lists`` is not read,
+    and ``fold`` only names the draw of val."""
     centers: tuple[int, ...] = tuple(range(len(SITES)))
     """Centres to use, 0..5; the others are left out."""
     fraction_val: float = Field(0.1, gt=0, lt=1)
@@ -96,13 +105,17 @@ class FedIsic2019Config(IsicConfig):
 
 
 def card_for(config: FedIsic2019Config) -> DataCard:
-    """What is published about the chosen centres; there are no other counts than fold 1's."""
-    if config.fold != 1:
-        return CARD
+    """What is published about the chosen centres; of the lists there are counts of fold 1 only.
+
+    FLamby's table holds the same images at the same centres.
+    """
+    card = CARD if config.split_csv is None else replace(CARD, downloads=())
+    if config.fold != 1 and config.split_csv is None:
+        return card
     counts = {center: isic_cards.CENTER_COUNTS[center] for center in config.centers}
     by_class = [sum(own) for own in zip(*counts.values(), strict=True)]
     return replace(
-        CARD,
+        card,
         class_counts=dict(zip(CLASS_NAMES, by_class, strict=True)),
         site_counts={SITES[center]: sum(own) for center, own in counts.items()},
     )
@@ -122,12 +135,11 @@ def load(config: FedIsic2019Config, cache_dir: Path | None = None) -> Splits:
         DataError: A list, a column or images are missing, a row is wrong, or val gets no image;
             see :func:`fedkd.data.isic_lists.load_lists`.
     """
-    lists = {
-        f"{kind}_flamby_isic_fl_{center}_{config.fold}.csv": {"split": split, "site": SITES[center]}
-        for center in config.centers
-        for kind, split in (("train", "train"), ("val", "test"))
-    }
-    table, content = read_lists(config, lists, {"id": "image_name", "label": "dx"})
+    table, content, source = (
+        _read_split_csv(config.split_csv, config.centers)
+        if config.split_csv is not None
+        else _read_lists(config)
+    )
     train = (table["split"] == "train").to_numpy()
     lesions = pd.Series("", index=table.index)
     if config.metadata is not None:
@@ -143,8 +155,44 @@ def load(config: FedIsic2019Config, cache_dir: Path | None = None) -> Splits:
         table,
         CLASS_NAMES,
         content,
+        source,
         remedy=", leave centres out (data.centers)",
         cache_dir=cache_dir,
+    )
+
+
+def _read_lists(config: FedIsic2019Config) -> tuple[pd.DataFrame, bytes, Path]:
+    """The chosen centres' lists as one table, their contents, and where they were."""
+    folder = open_folder(config.lists, "data.lists")
+    lists = {
+        f"{kind}_flamby_isic_fl_{center}_{config.fold}.csv": {"split": split, "site": SITES[center]}
+        for center in config.centers
+        for kind, split in (("train", "train"), ("val", "test"))
+    }
+    return *read_lists(folder, lists, {"id": "image_name", "label": "dx"}), folder
+
+
+def _read_split_csv(text: str, centers: tuple[int, ...]) -> tuple[pd.DataFrame, bytes, Path]:
+    """The chosen centres' rows of FLamby's table, its content, and where it was."""
+    csv = paths.expand(text, "data.split_csv")
+    content = read_bytes(csv, "data.split_csv")
+    columns = {"id": "image", "label": "target", "site": "center", "split": "fold"}
+    table = read_table(csv, content, columns, have_keys=False)
+    problems = Problems(csv)
+    numbers = [str(center) for center in range(len(SITES))]
+    for column, allowed in (("site", numbers), ("split", ["train", "test"])):
+        wrong = table.loc[~table[column].isin(allowed), column]
+        problems.add(
+            f"have an unknown {columns[column]}", shown(wrong), f"allowed are {', '.join(allowed)}"
+        )
+    problems.raise_if_any()
+    table = table[table["site"].isin([str(center) for center in centers])]
+    if table.empty:
+        raise DataError(f"{csv} has no row of data.centers {list(centers)}")
+    return (
+        table.assign(site=table["site"].map(dict(zip(numbers, SITES, strict=True)))),
+        content,
+        csv,
     )
 
 
@@ -170,33 +218,12 @@ def _log_lesions(lesions: "pd.Series[str]", train: npt.NDArray[np.bool_]) -> Non
 
 
 def _carve(train: pd.DataFrame, lesions: "pd.Series[str]", config: FedIsic2019Config) -> Integers:
-    """Positions in ``train`` of the images that become val, increasing.
-
-    A lesion belongs to the centre and class of its first image. Of n images of a centre and class,
-    fraction * n, rounded half up and at most n - 1, become val: lesions in random order, those
-    skipped that are too large for what is left. Each centre has a stream of its own, so that its
-    val does not depend on the other centres (but for lesions that two centres share).
-    """
-    units = lesions.where(lesions != "", "image " + train["id"]).to_numpy()
-    _, first, unit = np.unique(units, return_index=True, return_inverse=True)
-    num_images = np.bincount(unit)
-    # Units in the order of the lists, not of the lesions' names.
-    by_row = np.argsort(first)
-    strata = train.iloc[first[by_row]].reset_index(drop=True).groupby(["site", "label"])
-    chosen = np.zeros(len(first), bool)
+    """Positions in ``train`` of the images that become val, increasing."""
     streams = {
         SITES[center]: rng(_SEED, "fed_isic2019 val", config.fold, center)
         for center in config.centers
     }
-    for (site, _), rows in strata:
-        members = by_row[rows.index]
-        total = int(num_images[members].sum())
-        left = min(int(config.fraction_val * total + 0.5), total - 1)
-        for member in streams[str(site)].permutation(members):
-            if num_images[member] <= left:
-                chosen[member] = True
-                left -= int(num_images[member])
-    val = np.flatnonzero(chosen[unit]).astype(np.int64)
+    val = carve(train.assign(group=lesions), config.fraction_val, streams)
     if not len(val):
         raise DataError(
             f"data.fraction_val is {config.fraction_val:g}, which makes no val image of "

@@ -31,6 +31,7 @@ from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
 from fedkd.data.images import Splits
 from fedkd.data.isic_lists import SPLITS, IsicConfig, load_lists, read_lists
+from fedkd.data.labelled_files import open_folder
 
 IMBALANCE_FACTORS = (0.01, 0.005, 0.002)
 """Smallest over largest class, as in the names of the lists."""
@@ -86,5 +87,6 @@ def load(config: Isic2019LtConfig, cache_dir: Path | None = None) -> Splits:
         f"{split}_skin{config.fold}_{config.imbalance_factor:g}.csv": {"split": split}
         for split in SPLITS
     }
-    table, content = read_lists(config, lists, {"id": "image", "label": "finding"})
-    return load_lists(config, table, CLASS_NAMES, content, cache_dir=cache_dir)
+    folder = open_folder(config.lists, "data.lists")
+    table, content = read_lists(folder, lists, {"id": "image", "label": "finding"})
+    return load_lists(config, table, CLASS_NAMES, content, folder, cache_dir=cache_dir)

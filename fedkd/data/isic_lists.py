@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from fedkd import paths
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import Splits
 from fedkd.data.labelled_files import (
@@ -47,8 +46,6 @@ class IsicConfig(ImageFilesConfig):
     images: str = "${FEDKD_DATA}/isic2019/images"
     """Folder of the ISIC 2019 images (``<image>.jpg``); ``${FEDKD_DATA}`` and other variables are
     filled in."""
-    lists: str
-    """Folder of the authors' CSVs; variables are filled in."""
     fold: int = Field(1, ge=1, le=5)
     """Number of the authors' split, 1..5; it is part of the lists' names."""
     size: int = Field(224, ge=16, le=1024)
@@ -60,12 +57,12 @@ class IsicConfig(ImageFilesConfig):
 
 
 def read_lists(
-    config: IsicConfig, lists: Mapping[str, Mapping[str, str]], columns: Mapping[str, str]
+    folder: Path, lists: Mapping[str, Mapping[str, str]], columns: Mapping[str, str]
 ) -> tuple[pd.DataFrame, bytes]:
     """All rows of some lists in one table.
 
     Args:
-        config: Where the lists are.
+        folder: Where the lists are, the key ``data.lists``.
         lists: For each file name, further columns that all its rows get.
         columns: Column of the lists for the purposes id and label.
 
@@ -74,9 +71,8 @@ def read_lists(
         file it is, such as ``"7 of train.csv"``. And the names and contents of the files.
 
     Raises:
-        DataError: The folder, files or a column is missing, or a file is no CSV.
+        DataError: Files or a column are missing, or a file is no CSV.
     """
-    folder = open_folder(config.lists, "data.lists")
     absent = [name for name in lists if not (folder / name).exists()]
     if absent:
         there = sorted(file.name for file in folder.glob("*.csv"))
@@ -100,6 +96,7 @@ def load_lists(
     table: pd.DataFrame,
     class_names: tuple[str, ...],
     content: bytes,
+    source: Path,
     remedy: str = "",
     cache_dir: Path | None = None,
 ) -> Splits:
@@ -111,6 +108,7 @@ def load_lists(
             and group. Groups in two splits are no fault: the lists are used as published.
         class_names: Name of each label.
         content: What the table was made from, for the cache.
+        source: Where it was, for errors.
         remedy: What else may help when images are missing.
         cache_dir: Where to keep the decoded images; by default the user's cache.
 
@@ -119,7 +117,7 @@ def load_lists(
             :func:`fedkd.data.folder.load` finds.
     """
     folder = open_folder(config.images, "data.images")
-    problems = Problems(paths.expand(config.lists, "data.lists"))
+    problems = Problems(source)
     classes = {str(label): name for label, name in enumerate(class_names)}
     # A site may be left without training images if they are missing and skipped.
     checked = table.drop(columns="group", errors="ignore")
@@ -131,7 +129,7 @@ def load_lists(
         classes,
         split_values=SPLITS,
         extension=".jpg",
-        key=config.cache_key("images", "lists", "metadata"),
+        key=config.cache_key("images", "lists", "split_csv", "metadata"),
         content=content,
         problems=problems,
         cache_dir=cache_dir,
