@@ -69,8 +69,15 @@ class Experiment:
         return self.splits.train.num_classes
 
     def groups(self) -> dict[str, Integers]:
-        """Class indices of ``head``, ``medium`` and ``tail``, by training images."""
-        head, medium, tail = head_medium_tail(self.splits.train.class_counts())
+        """Class indices of ``head``, ``medium`` and ``tail``, by training images.
+
+        By all images where the data set has published bounds, as these are about the whole of it.
+        """
+        splits = self.splits
+        counts = splits.train.class_counts()
+        if splits.bounds is not None:
+            counts = counts + splits.val.class_counts() + splits.test.class_counts()
+        head, medium, tail = head_medium_tail(counts, splits.bounds)
         return {"head": head, "medium": medium, "tail": tail}
 
     def loader(self, partition_id: int) -> Loader:

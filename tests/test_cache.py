@@ -46,7 +46,9 @@ def same(one, other):
         and np.array_equal(a.sites, b.sites)
         and (a.ids, a.class_names, a.site_names) == (b.ids, b.class_names, b.site_names)
         and a.groups == b.groups
-        for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
+        for a, b in (
+            (getattr(one, name), getattr(other, name)) for name in ("train", "val", "test")
+        )
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.data.images import LabelledImages
+from fedkd.data.images import GroupBounds, LabelledImages
 from fedkd.errors import StudentError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.models import states
@@ -73,6 +73,17 @@ def test_head_medium_and_tail_divide_all_classes(opened):
     assert sorted(np.concatenate(list(groups.values()))) == [0, 1, 2, 3]
     assert 0 in groups["head"]
     assert 2 in groups["tail"], "3 images of 26"
+
+
+def test_published_bounds_count_the_images_of_all_three_splits(opened):
+    experiment = opened()
+    counts = [split.class_counts().tolist() for split in
+              (experiment.splits.train, experiment.splits.val, experiment.splits.test)]  # fmt: skip
+    assert counts == [[13, 6, 3, 4], [3, 3, 3, 3], [4, 3, 3, 4]]
+    bounds = GroupBounds(tail_below=10, head_above=12)
+    bounded = replace(experiment, splits=replace(experiment.splits, bounds=bounds))
+    groups = {name: classes.tolist() for name, classes in bounded.groups().items()}
+    assert groups == {"head": [0], "medium": [1, 3], "tail": [2]}
 
 
 def test_supervised_runs_without_a_teacher_even_if_one_is_given(opened):

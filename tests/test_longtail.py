@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedkd.data.images import GroupBounds
 from fedkd.data.longtail import exponential_counts, head_medium_tail, realised_imbalance
 from fedkd.errors import DataError
 
@@ -88,6 +89,17 @@ def test_groups_of_ham10000():
 
 def test_groups_of_eight_classes():
     assert groups([80, 70, 60, 50, 40, 30, 20, 10]) == [[0, 1], [2, 3, 4], [5, 6, 7]]
+
+
+def test_published_bounds_are_strict_on_both_sides():
+    counts = np.array([70, 701, 69, 700, 0, 1000])
+    head, medium, tail = head_medium_tail(counts, GroupBounds(tail_below=70, head_above=700))
+    assert [group.tolist() for group in (head, medium, tail)] == [[5, 1], [3, 0], [2, 4]]
+
+
+def test_bounds_may_leave_a_group_empty():
+    groups = head_medium_tail(np.array([5, 9]), GroupBounds(tail_below=70, head_above=700))
+    assert [group.tolist() for group in groups] == [[], [], [1, 0]]
 
 
 def test_classes_without_training_image_end_the_tail():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,13 +102,27 @@ class LabelledImages:
         )
 
 
+class GroupBounds(NamedTuple):
+    """Published bounds of head, medium and tail: numbers of images of a class, all splits together.
+
+    Attributes:
+        tail_below: A class with fewer images is tail.
+        head_above: A class with more images is head; the others are medium.
+    """
+
+    tail_below: int
+    head_above: int
+
+
 @dataclass(frozen=True)
 class Splits:
     """Train, val and test of one data set; they share class names and site names.
 
-    Selection looks at ``val``; ``test`` is evaluated once, at the end.
+    Selection looks at ``val``; ``test`` is evaluated once, at the end. ``bounds`` says which
+    classes are head and tail where that is published; None makes thirds by training count.
     """
 
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages
+    bounds: GroupBounds | None = None

@@ -113,10 +113,10 @@ def _build(config: LesionsConfig) -> Splits:
     mix = case_mix(config.seed, config.num_sites, num_classes, _COMMON)
     hospitals = [hospital(config.seed, site) for site in range(config.num_sites)]
     progress = _Progress(sum(int(part.sum()) for part in counts.values()), config.size)
-    return Splits(**{
-        split: _draw_split(config, split, counts[split], mix, hospitals, progress)
-        for split in _SPLITS
-    })  # fmt: skip
+    train, val, test = (
+        _draw_split(config, split, counts[split], mix, hospitals, progress) for split in _SPLITS
+    )
+    return Splits(train, val, test)
 
 
 def _draw_split(

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fedkd.data.images import Integers
+from fedkd.data.images import GroupBounds, Integers
 from fedkd.errors import DataError
 
 
@@ -76,18 +76,21 @@ def realised_imbalance(counts: Integers) -> float:
 
 
 def head_medium_tail(
-    counts: Integers,
+    counts: Integers, bounds: GroupBounds | None = None
 ) -> tuple[Integers, Integers, Integers]:
-    """Class indices of the head, the medium and the tail, each by falling training count.
+    """Class indices of the head, the medium and the tail, each by falling count.
 
-    The rule (our choice): of the n classes with at least one training image, sorted by count with
-    ties to the lower index, the first n // 3 (at least 1) are the head, the last ceil(n / 3) the
-    tail, the rest medium. Classes without a training image join the end of the tail. So 7 classes
-    make 2 + 2 + 3 (HAM10000: nv mel / bkl bcc / akiec vasc df), 8 make 2 + 3 + 3. Thirds by rank
-    rather than bounds on the count, because the same bounds cannot serve 1,000 images and 25,000.
+    The rule without bounds (our choice): of the n classes with at least one training image, sorted
+    by count with ties to the lower index, the first n // 3 (at least 1) are the head, the last
+    ceil(n / 3) the tail, the rest medium. Classes without a training image join the end of the
+    tail. So 7 classes make 2 + 2 + 3 (HAM10000: nv mel / bkl bcc / akiec vasc df), 8 make
+    2 + 3 + 3. Thirds by rank rather than bounds on the count, because the same bounds cannot serve
+    1,000 images and 25,000.
 
     Args:
-        counts: Training images per class, int (num_classes,), >= 0.
+        counts: Training images per class, int (num_classes,), >= 0; with bounds the images that
+            these are about.
+        bounds: The published bounds of a data set; a group may then be empty.
 
     Returns:
         Three int64 arrays that together hold every class index once. One present class is head,
@@ -101,6 +104,10 @@ def head_medium_tail(
         worst = int(values.argmin())
         raise DataError(f"the count of class {worst} is {values[worst]}; counts must be >= 0")
     order = np.argsort(-values, kind="stable").astype(np.int64)
+    if bounds is not None:
+        num_head = int(np.count_nonzero(values > bounds.head_above))
+        first_tail = int(np.count_nonzero(values >= bounds.tail_below))
+        return order[:num_head], order[num_head:first_tail], order[first_tail:]
     num_present = int(np.count_nonzero(values))
     num_head = min(max(num_present // 3, 1), num_present)
     num_tail = min(-(-num_present // 3), num_present - num_head)
