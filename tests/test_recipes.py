@@ -9,6 +9,7 @@ from fedkd import config
 from fedkd.data.catalog import DATASETS
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
+from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
 from fedkd.recipe import Recipe
@@ -21,6 +22,7 @@ DATA = {
     "folder": FolderConfig,
     "isic2019_lt": Isic2019LtConfig,
     "fed_isic2019": FedIsic2019Config,
+    "ham10000": Ham10000Config,
 }
 
 

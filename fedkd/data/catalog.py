@@ -6,10 +6,17 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Discriminator, Tag
 
-from fedkd.data import fed_isic2019, folder, isic2019_lt, lesions
+from fedkd.data import (
+    fed_isic2019,
+    folder,
+    ham10000,
+    isic2019_lt,
+    lesions,
+)
 from fedkd.data.card import DataCard
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
+from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.images import Splits
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
@@ -25,7 +32,8 @@ DataConfig = Annotated[
     Annotated[LesionsConfig, Tag("lesions")]
     | Annotated[FolderConfig, Tag("folder")]
     | Annotated[Isic2019LtConfig, Tag("isic2019_lt")]
-    | Annotated[FedIsic2019Config, Tag("fed_isic2019")],
+    | Annotated[FedIsic2019Config, Tag("fed_isic2019")]
+    | Annotated[Ham10000Config, Tag("ham10000")],
     Discriminator(_name),
 ]
 
@@ -66,9 +74,14 @@ DATASETS: dict[str, DataSet] = {
     ),
     "fed_isic2019": DataSet(
         fed_isic2019.load,
-        "ISIC 2019 at its six centres, by the Fed-MAS authors' lists: 8 classes",
+        "ISIC 2019 at its six centres, by the Fed-MAS lists or FLamby's table: 8 classes",
         fed_isic2019.CARD,
         fed_isic2019.card_for,
+    ),
+    "ham10000": DataSet(
+        ham10000.load,
+        "HAM10000 at its four sources, split by lesion: 7 classes",
+        ham10000.CARD,
     ),
 }
 
