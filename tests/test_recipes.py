@@ -10,6 +10,7 @@ from fedkd.data.catalog import DATASETS
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.ham10000 import Ham10000Config
+from fedkd.data.hyperkvasir import HyperKvasirConfig
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
 from fedkd.recipe import Recipe
@@ -23,6 +24,7 @@ DATA = {
     "isic2019_lt": Isic2019LtConfig,
     "fed_isic2019": FedIsic2019Config,
     "ham10000": Ham10000Config,
+    "hyperkvasir": HyperKvasirConfig,
 }
 
 

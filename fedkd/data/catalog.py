@@ -10,6 +10,7 @@ from fedkd.data import (
     fed_isic2019,
     folder,
     ham10000,
+    hyperkvasir,
     isic2019_lt,
     lesions,
 )
@@ -17,6 +18,7 @@ from fedkd.data.card import DataCard
 from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.ham10000 import Ham10000Config
+from fedkd.data.hyperkvasir import HyperKvasirConfig
 from fedkd.data.images import Splits
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
@@ -33,7 +35,8 @@ DataConfig = Annotated[
     | Annotated[FolderConfig, Tag("folder")]
     | Annotated[Isic2019LtConfig, Tag("isic2019_lt")]
     | Annotated[FedIsic2019Config, Tag("fed_isic2019")]
-    | Annotated[Ham10000Config, Tag("ham10000")],
+    | Annotated[Ham10000Config, Tag("ham10000")]
+    | Annotated[HyperKvasirConfig, Tag("hyperkvasir")],
     Discriminator(_name),
 ]
 
@@ -82,6 +85,11 @@ DATASETS: dict[str, DataSet] = {
         ham10000.load,
         "HAM10000 at its four sources, split by lesion: 7 classes",
         ham10000.CARD,
+    ),
+    "hyperkvasir": DataSet(
+        hyperkvasir.load,
+        "HyperKvasir's labelled images of the gut, five folds: 23 classes",
+        hyperkvasir.CARD,
     ),
 }
 
