@@ -13,6 +13,7 @@ from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.hyperkvasir import HyperKvasirConfig
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
+from fedkd.data.medmnist import MedMnistConfig
 from fedkd.recipe import Recipe
 from fedkd.teachers.pretrain import PretrainConfig
 
@@ -25,6 +26,7 @@ DATA = {
     "fed_isic2019": FedIsic2019Config,
     "ham10000": Ham10000Config,
     "hyperkvasir": HyperKvasirConfig,
+    "medmnist": MedMnistConfig,
 }
 
 

@@ -13,6 +13,7 @@ from fedkd.data import (
     hyperkvasir,
     isic2019_lt,
     lesions,
+    medmnist,
 )
 from fedkd.data.card import DataCard
 from fedkd.data.fed_isic2019 import FedIsic2019Config
@@ -22,6 +23,7 @@ from fedkd.data.hyperkvasir import HyperKvasirConfig
 from fedkd.data.images import Splits
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
+from fedkd.data.medmnist import MedMnistConfig
 
 
 def _name(values: Any) -> str:
@@ -36,7 +38,8 @@ DataConfig = Annotated[
     | Annotated[Isic2019LtConfig, Tag("isic2019_lt")]
     | Annotated[FedIsic2019Config, Tag("fed_isic2019")]
     | Annotated[Ham10000Config, Tag("ham10000")]
-    | Annotated[HyperKvasirConfig, Tag("hyperkvasir")],
+    | Annotated[HyperKvasirConfig, Tag("hyperkvasir")]
+    | Annotated[MedMnistConfig, Tag("medmnist")],
     Discriminator(_name),
 ]
 
@@ -90,6 +93,11 @@ DATASETS: dict[str, DataSet] = {
         hyperkvasir.load,
         "HyperKvasir's labelled images of the gut, five folds: 23 classes",
         hyperkvasir.CARD,
+    ),
+    "medmnist": DataSet(
+        medmnist.load,
+        "a 2-D single-label set of MedMNIST+ at 28 to 224 px, official splits",
+        medmnist.CARD,
     ),
 }
 
