@@ -11,6 +11,7 @@ from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.hyperkvasir import HyperKvasirConfig
+from fedkd.data.image_folder import ImageFolderConfig
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
 from fedkd.data.medmnist import MedMnistConfig
@@ -27,6 +28,7 @@ DATA = {
     "ham10000": Ham10000Config,
     "hyperkvasir": HyperKvasirConfig,
     "medmnist": MedMnistConfig,
+    "image_folder": ImageFolderConfig,
 }
 
 

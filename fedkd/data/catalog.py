@@ -11,6 +11,7 @@ from fedkd.data import (
     folder,
     ham10000,
     hyperkvasir,
+    image_folder,
     isic2019_lt,
     lesions,
     medmnist,
@@ -20,6 +21,7 @@ from fedkd.data.fed_isic2019 import FedIsic2019Config
 from fedkd.data.folder import FolderConfig
 from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.hyperkvasir import HyperKvasirConfig
+from fedkd.data.image_folder import ImageFolderConfig
 from fedkd.data.images import Splits
 from fedkd.data.isic2019_lt import Isic2019LtConfig
 from fedkd.data.lesions import LesionsConfig
@@ -39,7 +41,8 @@ DataConfig = Annotated[
     | Annotated[FedIsic2019Config, Tag("fed_isic2019")]
     | Annotated[Ham10000Config, Tag("ham10000")]
     | Annotated[HyperKvasirConfig, Tag("hyperkvasir")]
-    | Annotated[MedMnistConfig, Tag("medmnist")],
+    | Annotated[MedMnistConfig, Tag("medmnist")]
+    | Annotated[ImageFolderConfig, Tag("image_folder")],
     Discriminator(_name),
 ]
 
@@ -98,6 +101,11 @@ DATASETS: dict[str, DataSet] = {
         medmnist.load,
         "a 2-D single-label set of MedMNIST+ at 28 to 224 px, official splits",
         medmnist.CARD,
+    ),
+    "image_folder": DataSet(
+        image_folder.load,
+        "your own image files in a folder per class, as torchvision's ImageFolder",
+        image_folder.CARD,
     ),
 }
 
