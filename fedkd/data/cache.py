@@ -274,4 +274,4 @@ def _unpack(pixels: Array, arrays: dict[str, Array]) -> Splits:
         end += len(labels)
     if end != len(pixels):
         raise DataError(f"{len(pixels)} images for {end} labels")
-    return Splits(*(splits[name] for name in _SPLITS))
+    return Splits(splits["train"], splits["val"], splits["test"])
