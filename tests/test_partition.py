@@ -105,9 +105,13 @@ def test_equal_seeds_give_equal_splits_and_other_seeds_others(name):
         ("iid", 4, "4490db3d0c29702c"),
         ("dirichlet", 4, "ef24054dc1ba9587"),
         ("by_site", None, "e45dadfa58fb0186"),
+        ("pathological", 4, "30c8aad11d5df804"),
+        ("shards", 4, "369bc06baef9cba4"),
+        ("quantity_skew", 4, "693f62ac57825707"),
+        ("by_site_dirichlet", None, "25ce9eadd15852ef"),
     ],
 )
-def test_the_first_partitions_divide_as_they_always_have(name, num_clients, start):
+def test_partitions_without_groups_divide_as_they_always_have(name, num_clients, start):
     assert split(name, num_clients, seed=3).hash.startswith(start)
 
 

@@ -68,7 +68,7 @@ def test_the_manifest_says_who_has_what_and_what_made_it(path):
     assert stored["seed"] == 7
     assert stored["settings"] == {
         "name": "by_site_dirichlet", "alpha": 2.0, "classes_per_client": 2, "shards_per_client": 2,
-        "clients_per_site": 2, "min_examples": 1, "file": "",
+        "clients_per_site": 2, "keep_groups": True, "min_examples": 1, "file": "",
     }  # fmt: skip
     assert stored["num_images"] == 10
     assert stored["class_names"] == list(CLASSES)

@@ -1,5 +1,7 @@
 """The partitions that a recipe can name, their settings, and how to make one."""
 
+import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,9 @@ from fedkd.partitions.iid import iid
 from fedkd.partitions.pathological import pathological
 from fedkd.partitions.quantity_skew import quantity_skew
 from fedkd.partitions.shards import shards
+from fedkd.partitions.units import Units, units_of
+
+logger = logging.getLogger(__name__)
 
 PARTITIONS: dict[str, str] = {
     "iid": "at random, in equal parts",
@@ -54,7 +59,8 @@ class PartitionConfig(Section):
     0.1 = very skewed, 100 = nearly iid."""
 
     classes_per_client: int = Field(default=2, ge=1)
-    """``pathological``: classes that each client has, exactly, >= 1."""
+    """``pathological``: classes that each client has, exactly, >= 1. A lesion or patient with
+    images of several classes counts as one of the most frequent; its client may have more."""
 
     shards_per_client: int = Field(default=2, ge=1)
     """``shards``: shards that each client has, >= 1."""
@@ -65,6 +71,11 @@ class PartitionConfig(Section):
     file: str = ""
     """``file``: path of a ``partition.json`` that `fedkd partition` or a run wrote; variables are
     filled in. Empty with every other partition."""
+
+    keep_groups: bool = True
+    """Images of one lesion or patient, where the data set knows it, go to one client. ``by_site``
+    and ``file`` follow the hospital and the manifest all the same, and ``by_site_dirichlet`` keeps
+    groups together within each hospital."""
 
     min_examples: int = Field(default=1, ge=1)
     """Training images that each client has at least, >= 1."""
@@ -94,17 +105,17 @@ def partition(
 
     Args:
         config: Kind of division and its options.
-        images: The training split; only labels, sites and ids are looked at.
+        images: The training split; only labels, groups, sites and ids are looked at.
         num_clients: Number of clients. None means one per hospital with ``by_site``,
             ``clients_per_site`` per hospital with ``by_site_dirichlet`` and those of the manifest
             with ``file``.
         seed: The experiment's seed; equal arguments give equal divisions.
 
     Raises:
-        PartitionError: If the request cannot be met: too few images, a hospital without (enough)
-            images, a number of clients that is missing or not what hospitals or manifest say, a
-            manifest of other images, or a skew under which ``min_examples`` is practically never
-            reached.
+        PartitionError: If the request cannot be met: too few images or groups, a hospital without
+            (enough) images, a number of clients that is missing or not what hospitals or manifest
+            say, a manifest of other images, or a skew under which ``min_examples`` is practically
+            never reached.
     """
     num_images, num_sites = len(images), len(images.site_names)
     stored: Partition | None = None
@@ -150,17 +161,29 @@ def partition(
     if num_clients == 1:
         parts = [np.arange(num_images)]
     else:
-        parts = _draw(config, images, num_clients, seeding.rng(seed, "partition"))
+        units = units_of(images.labels, _groups(config, images))
+        units.check_enough(num_clients, config.min_examples)
+        if config.name == "pathological" and units.num_mixed:
+            logger.warning(
+                "partition.name is 'pathological', but %d lesions or patients have images of "
+                "several classes; those who get them may have more than classes_per_client = %d",
+                units.num_mixed,
+                config.classes_per_client,
+            )
+        rng = seeding.rng(seed, "partition")
+        parts = units.rows(_draw(config, units, num_clients, rng))
     return Partition(_ascending(parts), tuple(f"client-{number}" for number in range(num_clients)))
 
 
 def _in_hospitals(config: PartitionConfig, images: LabelledImages, seed: int) -> Partition:
     """Clients that are hospitals, or parts of one."""
     names, per_site, least = images.site_names, config.clients_per_site, config.min_examples
+    groups = _groups(config, images)
+    _warn_of_groups_at_two_sites(groups, images.sites)
     if config.name == "by_site" or per_site == 1:
         return Partition(_ascending(by_site(images.sites, names, least)), names)
     parts = by_site_dirichlet(
-        images.labels, images.sites, names, per_site, config.alpha, least, seed
+        images.labels, groups, images.sites, names, per_site, config.alpha, least, seed
     )
     return Partition(
         _ascending(parts),
@@ -170,22 +193,43 @@ def _in_hospitals(config: PartitionConfig, images: LabelledImages, seed: int) ->
 
 
 def _draw(
-    config: PartitionConfig, images: LabelledImages, num_clients: int, rng: np.random.Generator
+    config: PartitionConfig, units: Units, num_clients: int, rng: np.random.Generator
 ) -> list[Integers]:
-    """Clients that know no hospitals."""
-    labels, least = images.labels, config.min_examples
+    """Units of clients that know no hospitals."""
+    least = config.min_examples
     match config.name:
         case "iid":
-            return iid(len(labels), num_clients, rng)
+            return iid(units, num_clients, least, rng)
         case "dirichlet":
-            return dirichlet(labels, num_clients, config.alpha, least, rng)
+            return dirichlet(units, num_clients, config.alpha, least, rng)
         case "pathological":
-            return pathological(labels, num_clients, config.classes_per_client, least, rng)
+            return pathological(units, num_clients, config.classes_per_client, least, rng)
         case "shards":
-            return shards(labels, num_clients, config.shards_per_client, least, rng)
+            return shards(units, num_clients, config.shards_per_client, least, rng)
         case "quantity_skew":
-            return quantity_skew(len(labels), num_clients, config.alpha, least, rng)
+            return quantity_skew(units, num_clients, config.alpha, least, rng)
     raise AssertionError(config.name)
+
+
+def _groups(config: PartitionConfig, images: LabelledImages) -> Sequence[str]:
+    """Group of each image, as far as it is to be kept together."""
+    return images.groups if config.keep_groups else ("",) * len(images)
+
+
+def _warn_of_groups_at_two_sites(groups: Sequence[str], sites: Integers) -> None:
+    first_site: dict[str, int] = {}
+    divided = {
+        group: None
+        for group, site in zip(groups, sites.tolist(), strict=True)
+        if group and first_site.setdefault(group, site) != site
+    }
+    if divided:
+        logger.warning(
+            "%d lesions or patients have images at several sites, such as %s; clients are sites, "
+            "so that partition.keep_groups cannot keep these together",
+            len(divided),
+            ", ".join(list(divided)[:3]),
+        )
 
 
 def _ascending(parts: list[Integers]) -> tuple[Integers, ...]:

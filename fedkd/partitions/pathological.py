@@ -4,11 +4,12 @@ import numpy as np
 
 from fedkd.data.images import Integers
 from fedkd.errors import PartitionError
-from fedkd.partitions.drawing import deal, draw_until_enough
+from fedkd.partitions.drawing import deal_by_class, draw_until_enough
+from fedkd.partitions.units import Units
 
 
 def pathological(
-    labels: Integers,
+    units: Units,
     num_clients: int,
     classes_per_client: int,
     min_examples: int,
@@ -24,15 +25,20 @@ def pathological(
     classes per client can always be met; Havel and Hakimi: by this greedy choice, in any order of
     classes). Drawn anew until every client has ``min_examples``.
 
+    With groups, read "unit" for "image" above: a class has at most as many clients as units, and
+    they get equal numbers of images as nearly as :func:`fedkd.partitions.drawing.deal` makes them.
+    A group with images of several classes goes with that of most of them, and brings the others
+    along, so that its client has more classes than asked for.
+
     Args:
-        labels: Class of each image, int64 (num_images,).
+        units: Groups and single images, by whose class they are dealt.
         num_clients: At least 1.
         classes_per_client: At least 1.
         min_examples: Images that each client has at least.
         rng: Source of the draws.
 
     Returns:
-        Rows of each client, class by class.
+        Units of each client, class by class.
 
     Raises:
         PartitionError: More classes per client than occur; too few places for all classes, so that
@@ -42,9 +48,12 @@ def pathological(
     Source: Li et al., "Federated Learning on Non-IID Data Silos: An Experimental Study", ICDE 2022
     (#C = k). Differs: there a class may be left without a client, and its images unused.
     """
-    _, totals = np.unique(labels, return_counts=True)
+    _, num_units = np.unique(units.labels, return_counts=True)
+    totals = np.bincount(units.labels, units.sizes).astype(np.int64)
+    totals = totals[totals > 0]
     num_present, num_pairs = len(totals), num_clients * classes_per_client
-    most = np.minimum(totals, num_clients)
+    most = np.minimum(num_units, num_clients)
+    things = "lesions or patients (partition.keep_groups)" if units.name_of_largest else "images"
     asked = f"partition.classes_per_client is {classes_per_client}"
     if classes_per_client > num_present:
         raise PartitionError(
@@ -60,7 +69,7 @@ def pathological(
     if num_pairs > most.sum():
         raise PartitionError(
             f"{asked} for {num_clients} clients: that is {num_pairs} pairs of client and class, "
-            f"but a class has at most as many clients as images, which allows {most.sum()}; use "
+            f"but a class has at most as many clients as {things}, which allows {most.sum()}; use "
             "fewer classes per client or fewer clients"
         )
 
@@ -78,10 +87,11 @@ def pathological(
             counts[number, rng.permutation(freest)[:rest]] += 1
         return counts, counts.sum(axis=0)
 
-    counts = draw_until_enough(
+    return draw_until_enough(
         draw,
+        lambda counts: deal_by_class(units, counts, rng),
+        units,
         min_examples,
         f"partition.classes_per_client = {classes_per_client}",
         "raise classes_per_client, use fewer clients, or lower min_examples",
     )
-    return deal(labels, counts, rng)
