@@ -47,6 +47,8 @@ class Experiment:
         learning_rates: One per round.
         device: Where networks and batches live.
         dtype: Floating-point type of networks and pixels.
+        initial_student: The caller's initial weights, instead of ``recipe.student``.
+        images_given: The images are the caller's own, not those that the recipe names.
     """
 
     recipe: Recipe
@@ -57,6 +59,7 @@ class Experiment:
     device: torch.device
     dtype: torch.dtype
     initial_student: InitialStudent | None = field(default=None, repr=False)
+    images_given: bool = False
 
     @property
     def num_clients(self) -> int:
@@ -196,7 +199,15 @@ def open_experiment(
             "initialisation, or one teacher for all"
         )
     experiment = Experiment(
-        recipe, splits, divided, opened, tuple(rates), device, dtype, initial_student
+        recipe,
+        splits,
+        divided,
+        opened,
+        tuple(rates),
+        device,
+        dtype,
+        initial_student,
+        images_given=sites is not None,
     )
     if experiment.predicts_locally:
         for split, rows in experiment.held_out_rows.items():

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from fedkd.partitions.factory import PartitionConfig
 from fedkd.schedules import ScheduleConfig
 from fedkd.teachers.zoo import TeacherConfig
 from fedkd.training import TrainingConfig
+
+# Keys of [data] that say where images lie and how they are read, not which they are.
+PLACES = frozenset({"images", "csv", "lists", "metadata", "root", "store", "num_workers"})
 
 
 class ObjectiveConfig(Section):
@@ -157,6 +160,14 @@ class Recipe(Section):
     """Evaluation and selection."""
     engine: EngineConfig = EngineConfig()
     """Where clients run."""
+
+    def data_set(self) -> dict[str, Any]:
+        """Which training images: sections ``data`` and ``long_tail`` without ``PLACES``.
+
+        Two machines with the same images have the same, wherever they keep them.
+        """
+        data = self.data.model_dump(mode="json", exclude=set(PLACES))
+        return {"data": data, "long_tail": self.long_tail.model_dump(mode="json")}
 
     def hash(self) -> str:
         """SHA-256 over all that can change a number: all but names and how files are read."""

@@ -59,7 +59,9 @@ def partition(options: argparse.Namespace) -> None:
     with files.replacing(csv) as part:
         table.to_csv(part, index=False)
     settings = recipe.partition.model_dump(mode="json")
-    text = manifest.to_json(manifest.describe(divided, splits.train, settings, recipe.seed))
+    text = manifest.to_json(
+        manifest.describe(divided, splits.train, settings, recipe.seed, recipe.data_set())
+    )
     with files.replacing(described) as part:
         part.write_text(text, encoding="utf-8")
     print(f"partition hash {divided.hash}\n{picture}\n{csv}\n{described}")

@@ -127,7 +127,8 @@ class RunDirectory:
         divided = self._experiment.partition
         self._write_table("partition.csv", partition_table(train, divided))
         settings = recipe.partition.model_dump(mode="json")
-        described = manifest.describe(divided, train, settings, recipe.seed)
+        data_set = None if self._experiment.images_given else recipe.data_set()
+        described = manifest.describe(divided, train, settings, recipe.seed, data_set)
         self._write_text("partition.json", manifest.to_json(described))
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:

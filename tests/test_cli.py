@@ -19,6 +19,7 @@ from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
+from fedkd.partitions import manifest
 from fedkd.partitions.divergence import label_divergence
 from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
@@ -273,6 +274,8 @@ def test_the_partition_of_a_run_is_made_again_from_its_file(recipe, capsys):
     clients = [json.loads((path / "partition.json").read_text())["clients"]
                for path in (folder, Path("out"))]  # fmt: skip
     assert clients[0] == clients[1]
+    sets = [manifest.read(path / "partition.json").data_set for path in (folder, Path("out"))]
+    assert sets[0] == sets[1] == config.load(Recipe, recipe).data_set()
 
 
 def test_a_manifest_of_other_images_is_code_2(recipe, capsys):

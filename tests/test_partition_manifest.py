@@ -2,6 +2,7 @@
 
 import json
 import logging
+import typing
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedkd.data.catalog import DATASETS, DataConfig
 from fedkd.data.images import LabelledImages
 from fedkd.errors import ConfigError, PartitionError
 from fedkd.partitions import manifest
 from fedkd.partitions.factory import PartitionConfig, partition
+from fedkd.recipe import PLACES, Recipe
 
 CLASSES, SITES = ("nv", "mel", "df"), ("graz", "wien")
 
@@ -64,7 +67,8 @@ def test_the_manifest_says_who_has_what_and_what_made_it(path):
     images = training()
     divided = write(path, images, None, "by_site_dirichlet", seed=7, alpha=2.0)
     stored = json.loads(path.read_text())
-    assert stored["version"] == 1
+    assert stored["version"] == 2
+    assert stored["data_set"] is None
     assert stored["seed"] == 7
     assert stored["settings"] == {
         "name": "by_site_dirichlet", "alpha": 2.0, "classes_per_client": 2, "shards_per_client": 2,
@@ -78,6 +82,43 @@ def test_the_manifest_says_who_has_what_and_what_made_it(path):
         counts = np.bincount(images.labels[rows], minlength=3).tolist()
         assert client["counts"] == dict(zip(CLASSES, counts, strict=True))
     assert [client["site"] for client in stored["clients"]] == ["graz", "graz", "wien", "wien"]
+
+
+def test_the_manifest_names_the_data_set_but_no_folder_of_this_machine(path):
+    values = {"name": "folder", "images": "/here", "csv": "/here/a.csv", "site_column": "hospital"}
+    recipe = Recipe.model_validate({"data": values, "long_tail": {"counts": {"nv": 4}}})
+    images = training()
+    divided = partition(PartitionConfig(), images, None, 0)
+    described = manifest.describe(divided, images, {}, 0, recipe.data_set())
+    path.write_text(manifest.to_json(described), encoding="utf-8")
+    stored = manifest.read(path).data_set
+    assert stored["data"]["name"] == "folder"
+    assert stored["data"]["site_column"] == "hospital"
+    assert stored["long_tail"]["counts"] == {"nv": 4}
+    assert "here" not in json.dumps(stored)
+
+
+def test_no_data_set_brings_its_folders_into_the_manifest():
+    # Where images lie must be given, or is a default that names a variable.
+    union = typing.get_args(typing.get_args(DataConfig)[0])
+    configs = [typing.get_args(tagged)[0] for tagged in union]
+    assert len(configs) == len(DATASETS)
+    for config in configs:
+        names = {
+            name
+            for name, info in config.model_fields.items()
+            if (info.is_required() and info.annotation is str) or "${" in str(info.default)
+        }
+        assert names <= PLACES, config
+
+
+def test_a_manifest_of_version_1_is_still_followed(path):
+    images = training()
+    made = write(path, images)
+    values = json.loads(path.read_text())
+    del values["data_set"], values["settings"]["keep_groups"]
+    path.write_text(json.dumps(values | {"version": 1}))
+    assert follow(path, images).hash == made.hash
 
 
 def test_the_data_hash_sees_ids_classes_and_sites_in_any_order():
@@ -186,7 +227,7 @@ def test_a_manifest_that_was_changed_is_refused(path):
     [
         (b"", "is no manifest: Invalid JSON"),
         (b"[1, 2]", "is no manifest: Input should be an object"),
-        (b'{"version": 2}', "is no manifest: version: Input should be 1"),
+        (b'{"version": 3}', "is no manifest: version: Input should be 1 or 2"),
         (b"\xff\xfe{}", "is no manifest: Invalid JSON"),
     ],
 )

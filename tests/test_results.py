@@ -133,6 +133,7 @@ def test_the_manifest_is_that_of_the_run(finished):
     assert stored.partition_sha256 == finished.summary["partition_hash"]
     assert stored.seed == experiment.recipe.seed
     assert stored.settings["name"] == experiment.recipe.partition.name
+    assert stored.data_set is None, "these images are not those of the recipe's [data]"
     assert [client.name for client in stored.clients] == ["north", "south", "west"]
     ids = [name for client in stored.clients for name in client.ids]
     assert ids == list(experiment.splits.train.ids)

@@ -33,8 +33,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    version: Literal[1]
-    """Of this format."""
+    version: Literal[1, 2]
+    """Of this format; version 1 has no ``data_set``."""
     settings: dict[str, Any]
     """The section ``partition`` of the recipe."""
     seed: int
@@ -43,6 +43,9 @@ class Manifest(BaseModel):
     """Training images of all clients together."""
     class_names: tuple[str, ...]
     """Classes in the order of their indices."""
+    data_set: dict[str, Any] | None = None
+    """Which images these are, in words: see ``Recipe.data_set``; null for images that were given
+    by the caller, and in version 1. It is for readers: what is checked is ``data_sha256``."""
     data_sha256: str
     """See :func:`data_sha256`."""
     partition_sha256: str
@@ -54,7 +57,11 @@ class Manifest(BaseModel):
 
 
 def describe(
-    divided: Partition, train: LabelledImages, settings: dict[str, Any], seed: int
+    divided: Partition,
+    train: LabelledImages,
+    settings: dict[str, Any],
+    seed: int,
+    data_set: dict[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of a division.
 
@@ -63,6 +70,7 @@ def describe(
         train: The images that were divided.
         settings: The section ``partition`` of the recipe, as plain values.
         seed: Seed of the recipe.
+        data_set: ``Recipe.data_set``, if the images are those that the recipe names.
     """
     clients = tuple(
         ClientEntry(
@@ -76,11 +84,12 @@ def describe(
         )
     )
     return Manifest(
-        version=1,
+        version=2,
         settings=settings,
         seed=seed,
         num_images=len(train),
         class_names=train.class_names,
+        data_set=data_set,
         data_sha256=data_sha256(train),
         partition_sha256=divided.hash,
         clients_sha256=clients_sha256(clients),
