@@ -4,6 +4,7 @@ Figures are made without pyplot, so nothing global changes and no display is nee
 those of Okabe and Ito, "Color Universal Design", 2008, told apart with colour-blind eyes.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, to_hex
+from matplotlib.colors import LogNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -188,9 +189,11 @@ def plot_partition(
 
 def _draw_bars(axes: Axes, counts: npt.NDArray[np.int64], colours: Sequence[str]) -> None:
     rows, left = np.arange(len(counts)), np.zeros(len(counts))
+    # With many classes, lines between them would cover the rare ones.
+    line = 0.4 if len(colours) <= len(CLASS_COLOURS) else 0
     for colour, column in zip(colours, counts.T, strict=True):
         axes.barh(
-            rows, column, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.4
+            rows, column, left=left, height=0.72, color=colour, edgecolor="white", linewidth=line
         )
         left += column
     for row, total in enumerate(left):
@@ -249,14 +252,25 @@ def _draw_table(
     axes.spines[:].set_visible(False)
 
 
+def _mixed(colour: str, share: float, brightness: float) -> str:
+    red, green, blue = ((1 - share) * part + share * brightness for part in to_rgb(colour))
+    return to_hex((red, green, blue)).upper()
+
+
 def _class_colours(num_classes: int) -> list[str]:
-    if num_classes <= len(CLASS_COLOURS):
-        return list(CLASS_COLOURS[:num_classes])
-    return [to_hex(colour) for colour in colormaps["cividis"](np.linspace(0, 1, num_classes))]
+    """Colours that differ much between neighbours: pure, lightened, darkened, and so again."""
+    colours = [
+        _mixed(colour, share, brightness)
+        for share, brightness in ((0.0, 0), (0.55, 1), (0.5, 0))
+        for colour in CLASS_COLOURS
+    ]
+    return list(itertools.islice(itertools.cycle(colours), num_classes))
 
 
-def _short(name: str, length: int = 26) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+def _short(name: str, length: int = 28) -> str:
+    """The name, without its middle if it is long: names differ at either end."""
+    end = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
 
 
 def _write(figure: Figure, path: Path) -> None:

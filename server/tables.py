@@ -1,18 +1,23 @@
 """Tables that commands print on stdout."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fedkd.metrics import Evaluation, balanced_accuracy, mcc
 from fedkd.partitions.divergence import label_divergence
 from server.evaluation import own_confusion
 from server.scoreboard import Scoreboard
+
+# Of a column of counts, beyond which its name is broken.
+_HEADING_WIDTH = 14
 
 METRICS = {
     "balanced_accuracy": "balanced accuracy",
@@ -78,16 +83,20 @@ def _own_table(board: Scoreboard) -> Table:
 
 
 def print_partition(console: Console, table: pd.DataFrame) -> None:
-    """Training images per client and class; absent classes as a dot."""
-    shown = Table(title="training images")
-    for column in table.columns:
-        shown.add_column(str(column), justify="left" if column == "client" else "right")
-    for _, row in table.iterrows():
-        shown.add_row(*[str(value) if value != 0 else "·" for value in row])
-    totals = table.drop(columns="client").sum()
-    shown.add_section()
-    shown.add_row("all", *[str(value) for value in totals])
-    console.print(shown)
+    """Training images per client and class; absent classes as a dot.
+
+    A row per client; where the classes do not fit side by side, a row per class, in as many tables
+    as it takes to show all clients.
+    """
+    counts = table.set_index("client")
+    totals = counts.sum()
+    counts = pd.concat([counts, totals.to_frame("all").T])
+    shown = _count_table(counts, "client")
+    if _width(console, shown) <= console.width:
+        console.print(shown)
+    else:
+        for shown in _class_tables(console, counts.T):
+            console.print(shown)
     sizes = sorted((int(count), str(name)) for name, count in totals.iloc[:-1].items() if count)
     if sizes:
         (small, smallest), (large, largest) = sizes[0], sizes[-1]
@@ -97,6 +106,41 @@ def print_partition(console: Console, table: pd.DataFrame) -> None:
             highlight=False,
             markup=False,
         )
+
+
+def _class_tables(console: Console, counts: pd.DataFrame) -> Iterator[Table]:
+    """Tables with a row per class and as many clients as fit, at least one."""
+    first = 0
+    while first < counts.shape[1]:
+        last = first + 1
+        shown = _count_table(counts.iloc[:, first:last], "class")
+        while last < counts.shape[1]:
+            wider = _count_table(counts.iloc[:, first : last + 1], "class")
+            if _width(console, wider) > console.width:
+                break
+            shown, last = wider, last + 1
+        yield shown
+        first = last
+
+
+def _count_table(counts: pd.DataFrame, rows_are: str) -> Table:
+    """Counts, the last row being a total; long headings are broken."""
+    shown = Table(title="training images")
+    shown.add_column(rows_are, overflow="fold")
+    for name in counts.columns:
+        shown.add_column(
+            escape(str(name)), justify="right", overflow="fold", max_width=_HEADING_WIDTH
+        )
+    for number, (name, row) in enumerate(zip(counts.index, counts.to_numpy(), strict=True)):
+        if number == len(counts) - 1:
+            shown.add_section()
+        shown.add_row(escape(str(name)), *[str(value) if value != 0 else "·" for value in row])
+    return shown
+
+
+def _width(console: Console, table: Table) -> int:
+    """Characters that a table takes if nothing limits it."""
+    return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
 
 
 def print_divergence(

@@ -174,9 +174,30 @@ def test_long_names_stay_on_the_picture_and_apart(drawn, tmp_path, num_clients):
 
 def test_more_classes_than_colours_and_an_empty_table_can_be_drawn(tmp_path):
     names = [f"class {number}" for number in range(14)]
-    assert len(set(plots._class_colours(14))) == 14
+    assert len(set(plots._class_colours(24))) == 24
+    assert len(plots._class_colours(60)) == 60
     plots.plot_partition(np.zeros((2, 14), np.int64), ("a", "b"), names, tmp_path / "p.png", "none")
     assert imread(tmp_path / "p.png").std() > 0
+
+
+def test_names_that_differ_at_one_end_only_still_differ_when_shortened(drawn, tmp_path):
+    names = [f"ulcerative colitis of a long name, grade {grade}" for grade in ("0-1", "1-2")]
+    plots.plot_partition(some_counts(2, 2), names, names, tmp_path / "partition.png", "title")
+    bars, table = drawn[0].axes
+    for labels in (bars.get_yticklabels(), table.get_xticklabels()):
+        shown = [text.get_text() for text in labels]
+        assert shown == ["ulcerative col…me, grade 0-1", "ulcerative col…me, grade 1-2"]
+
+
+def test_thin_bars_of_many_classes_are_not_covered_by_lines(drawn, tmp_path):
+    for num_classes in (8, 9):
+        plots.plot_partition(
+            some_counts(2, num_classes), ("a", "b"), [*"abcdefghi"][:num_classes],
+            tmp_path / "partition.png", "title",
+        )  # fmt: skip
+    widths = [figure.axes[0].patches[0].get_linewidth() for figure in drawn]
+    assert widths[0] > 0
+    assert widths[1] == 0
 
 
 def test_dollar_signs_in_names_are_text(drawn, tmp_path):
