@@ -12,6 +12,7 @@ import pytest
 from fedkd import config as configs
 from fedkd.data import catalog, check
 from fedkd.data.card import DataCard, Download
+from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.images import LabelledImages, Splits
 from fedkd.data.lesions import LesionsConfig
 from fedkd.errors import DataError
@@ -224,16 +225,13 @@ def test_copies_of_a_file_are_found_in_a_folder(tmp_path):
 @pytest.mark.realdata
 def test_ham10000_has_the_published_counts(realdata, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(realdata))
-    # Tschandl, Rosendahl and Kittler, Sci. Data 5:180161, 2018.
-    classes = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705,
-               "vasc": 142}  # fmt: skip
-    sites = {"rosendahl": 2259, "vidir_modern": 3363, "vidir_molemax": 3954, "vienna_dias": 439}
-    card = dataclasses.replace(PUBLISHED, class_counts=classes, site_counts=sites)
-    settings = configs.load(Recipe, CONFIGS / "ham10000_sites.toml", ["data.size=32"]).data
-    found = check.check(settings, card)
+    found = check.check(Ham10000Config(size=32))
     assert found.faults == ()
-    assert found.classes["all"].sum() == 10015
-    assert any("ISIC_0024366 (train, nv) = ISIC_0029861 (train, nv)" in n for n in found.notes)
+    for table in (found.classes, found.sites):
+        assert table["all"].tolist() == table["published"].tolist()
+        assert table["all"].sum() == 10015
+    assert "the lesion or patient is known of 10015 of 10015 images" in found.notes
+    assert any("ISIC_0024366" in note and "ISIC_0029861" in note for note in found.notes)
 
 
 @pytest.mark.realdata

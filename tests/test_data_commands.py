@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 import zipfile
 
 import pytest
@@ -341,3 +342,13 @@ def test_without_a_connection_fetch_says_which_file_belongs_where(
     assert "b.csv" not in out
     assert "1. Read the terms." in out
     assert err.rstrip().endswith("fedkd: no connection")
+
+
+def test_list_needs_no_extra(store, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "medmnist.info", None)
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    assert "medmnist" in out
+    code, _, err = run(capsys, "fetch", "medmnist")
+    assert code == 2
+    assert "pip install 'fedkd[medmnist]'" in err

@@ -5,6 +5,7 @@ import pytest
 
 from fedkd import config as configs
 from fedkd.data import medmnist
+from fedkd.data.check import check
 from fedkd.data.medmnist import FLAGS, MedMnistConfig, downloads
 from fedkd.errors import ConfigError, DataError, DependencyError
 
@@ -211,3 +212,15 @@ def test_without_the_package_the_extra_is_named(root, monkeypatch):
     assert str(caught.value) == (
         "data.name is 'medmnist' but medmnist is not installed; pip install 'fedkd[medmnist]'"
     )
+
+
+def test_a_part_of_the_published_images_is_a_fault_and_shared_images_are_known(root):
+    changes = {f"{split}_images": images for split, images in (
+        ("train", arrays()["train_images"]), ("test", arrays()["test_images"]))}  # fmt: skip
+    changes["test_images"] = changes["test_images"].copy()
+    changes["test_images"][0] = changes["train_images"][0]
+    save(root, **changes)
+    report = check(MedMnistConfig(root=str(root)))
+    assert "train has 9 images, 7007 are published" in report.faults
+    assert not [text for text in report.faults if "equal pixels" in text]
+    assert [text for text in report.notes if "in both train and test" in text]

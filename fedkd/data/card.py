@@ -39,6 +39,7 @@ class DataCard:
         class_counts: Published number of images of each class, all splits together; empty where
             that hangs on settings.
         site_counts: Published number of images of each hospital, likewise.
+        split_counts: Published number of images of train, val and test, where the splits are.
         downloads: Files that need no consent; empty where there are none.
         steps: What to do by hand: where to accept the licence, which files to put where; "" where
             downloads suffice or nothing is needed.
@@ -53,6 +54,7 @@ class DataCard:
     citation: tuple[str, ...] = ()
     class_counts: Mapping[str, int] = field(default_factory=dict)
     site_counts: Mapping[str, int] = field(default_factory=dict)
+    split_counts: Mapping[str, int] = field(default_factory=dict)
     downloads: tuple[Download, ...] = ()
     steps: str = ""
     fixed_splits: tuple[tuple[str, str], ...] = ()

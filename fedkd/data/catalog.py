@@ -101,6 +101,7 @@ DATASETS: dict[str, DataSet] = {
         medmnist.load,
         "a 2-D single-label set of MedMNIST+ at 28 to 224 px, official splits",
         medmnist.CARD,
+        medmnist.card_for,
     ),
     "image_folder": DataSet(
         image_folder.load,

@@ -72,6 +72,11 @@ def check(config: DataConfig, card: DataCard | None = None) -> Report:
     classes = _table(splits, "labels", splits.train.class_names, card.class_counts)
     sites = _table(splits, "sites", splits.train.site_names, card.site_counts)
     faults += _differences(classes, "class") + _differences(sites, "hospital")
+    faults += [
+        f"{split} has {classes[split].sum()} images, {number} are published"
+        for split, number in card.split_counts.items()
+        if classes[split].sum() != number
+    ]
     logger.info("comparing %d images ...", classes["all"].sum())
     for finding in (*_shared(splits), *_duplicates(splits)):
         if finding.is_fault(card):

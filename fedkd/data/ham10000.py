@@ -15,7 +15,7 @@ doi:10.7910/DVN/DBW86T; CC BY-NC 4.0, which forbids commercial use.
 | vasc, vascular lesions | 142 | | | |
 
 The source of acquisition is the hospital. 4,501 of the images share their lesion with another one
-(two lesions come from two sources each), so that splits drawn image by image would leak; fedkd's
+(nine lesions come from two sources each), so that splits drawn image by image would leak; fedkd's
 own keep lesions whole.
 """
 
@@ -55,8 +55,8 @@ CARD = DataCard(
     steps=(
         "1. Open https://doi.org/10.7910/DVN/DBW86T and accept the terms.\n"
         "2. Download HAM10000_images_part_1.zip and HAM10000_images_part_2.zip, and unpack both "
-        "into the one folder ${FEDKD_DATA}/ham10000/images.\n"
-        "3. Download HAM10000_metadata (as CSV) to ${FEDKD_DATA}/ham10000/metadata.csv."
+        "into the one folder $FEDKD_DATA/ham10000/images.\n"
+        "3. Download HAM10000_metadata (as CSV) to $FEDKD_DATA/ham10000/metadata.csv."
     ),
 )
 
@@ -117,7 +117,7 @@ def load(config: Ham10000Config, cache_dir: Path | None = None) -> Splits:
         {label: label for label in CLASS_COUNTS},
         split_values=SPLITS,
         extension=".jpg",
-        key=config.model_dump_json(exclude={"images", "metadata"}),
+        key=config.cache_key("images", "metadata"),
         content=content,
         problems=problems,
         cache_dir=cache_dir,

@@ -142,7 +142,7 @@ def load(config: HyperKvasirConfig, cache_dir: Path | None = None) -> Splits:
         {name: name for name in CLASS_COUNTS},
         split_values=SPLITS,
         extension=".jpg",
-        key=config.model_dump_json(exclude={"root"}),
+        key=config.cache_key("root"),
         content=content,
         problems=problems,
         cache_dir=cache_dir,

@@ -111,7 +111,7 @@ def load(config: ImageFolderConfig, cache_dir: Path | None = None) -> Splits:
         {name: name for name in classes},
         split_values=SPLITS,
         extension="",
-        key=config.model_dump_json(exclude={"root"}),
+        key=config.cache_key("root"),
         content="\n".join([*classes, *table["id"]]).encode(),
         problems=problems,
         cache_dir=cache_dir,

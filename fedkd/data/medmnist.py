@@ -14,6 +14,7 @@ A file ``<flag>.npz`` (28 px) or ``<flag>_<size>.npz`` holds ``{train,val,test}_
 
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ CARD = DataCard(
         "Yang et al., Sci. Data 10:41, 2023 (MedMNIST v2)",
         "the source of the set, see medmnist.com",
     ),
+    fixed_splits=(("train", "val"), ("train", "test"), ("val", "test")),
 )
 
 
@@ -81,6 +83,18 @@ class MedMnistConfig(Section):
         elif flag.endswith("3d"):
             reason = " is 3-D; fedkd trains on 2-D images"
         raise ValueError(f"{flag!r}{reason or ' is unknown'}; allowed are {', '.join(FLAGS)}")
+
+
+def card_for(config: MedMnistConfig) -> DataCard:
+    """What the package says of the set (DependencyError without it)."""
+    entry = _info(config.flag)
+    return replace(
+        CARD,
+        title=f"{config.flag} of MedMNIST+, {config.size} px",
+        licence=entry["license"],
+        split_counts=entry["n_samples"],
+        downloads=downloads(config.flag, config.size),
+    )
 
 
 def downloads(flag: str, size: int) -> tuple[Download, ...]:
