@@ -5,17 +5,18 @@ same function serves a Flower ClientApp, wherever it runs, and the centralized l
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clients.factory import make_objective
 from clients.objective import Objective, OnStep
 from fedkd import seeding, wire
-from fedkd.data.augment import augment
+from fedkd.data.augment import Draws, augment_, draw
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment, HeldOut
@@ -23,6 +24,7 @@ from fedkd.models.exchange import local_names
 from fedkd.prediction import Probabilities, predict
 from fedkd.training import (
     EpochSums,
+    batches,
     epoch_order,
     load_optimizer_state,
     make_optimizer,
@@ -131,8 +133,8 @@ class Node:
         optimizer = make_optimizer(recipe.training, student.parameters(), learning_rate)
         if recipe.training.keep_optimizer_state:
             load_optimizer_state(optimizer, state.get(OPTIMIZER, {}))
-        keys = (round_number, partition_id)
-        draws = seeding.generator(recipe.seed, "augment", *keys)
+        orders = self._orders(loader.labels, round_number, partition_id)
+        draws = self._draws(orders, round_number, partition_id)
         clip = recipe.training.clip_norm
         sums = train_epochs(
             student,
@@ -140,10 +142,10 @@ class Node:
             recipe.training,
             load_batches=loader.batches,
             loss=lambda pixels, labels: objective.loss(student, pixels, labels),
-            orders=self._orders(loader.labels, round_number, partition_id),
+            orders=orders,
             num_classes=self.experiment.num_classes,
             clip_norm=objective.clip_norm if clip is None else clip,
-            augment=lambda pixels: augment(pixels, recipe.augmentation, draws),
+            augment=lambda pixels: augment_(pixels, next(draws), recipe.augmentation),
             on_batch=self._announcer(partition_id, "training"),
         )
         metrics.update({wire.SUM + name: value for name, value in sums.terms.items()})
@@ -231,6 +233,17 @@ class Node:
             epoch_order(labels, recipe.training, seeding.rng(recipe.seed, "order", *keys, epoch))
             for epoch in range(recipe.training.local_epochs)
         ]
+
+    def _draws(
+        self, orders: list[Integers], round_number: int, partition_id: int
+    ) -> Iterator[Draws]:
+        """The numbers that augment the images of each step, one step after the other."""
+        recipe, training = self.experiment.recipe, self.experiment.recipe.training
+        for epoch, order in enumerate(orders):
+            keys = (round_number, partition_id, epoch)
+            table = draw(order, seeding.rng(recipe.seed, "augment", *keys))
+            for rows in batches(np.arange(len(order)), training.batch_size, training.drop_last):
+                yield table[rows]
 
     def _class_losses(self, sums: EpochSums, loader: Loader) -> Tensor:
         """Sums per class that stay means per image, whatever was drawn; see wire.CLASS_LOSSES."""

@@ -194,7 +194,7 @@ def train_epochs(
         orders: For each epoch the positions of the client's images in the order of their use.
         num_classes: Length of the class sums.
         clip_norm: Largest gradient norm; None or 0 does not clip.
-        augment: Applied to the pixels of each batch.
+        augment: Applied to the pixels of each batch, once and in the order of the steps.
         on_batch: Told the number of images done and the total, after each step.
     """
     student.train()

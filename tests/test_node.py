@@ -8,7 +8,7 @@ import torch
 
 from clients.node import Node
 from fedkd import seeding, wire
-from fedkd.data.augment import augment
+from fedkd.data.augment import augment_, draw
 from fedkd.data.loading import Loader
 from fedkd.experiment import open_experiment
 from fedkd.losses.distillation import feature_distillation
@@ -126,6 +126,26 @@ def test_without_shuffling_images_come_in_their_own_order(open_node, positions):
     assert [list(rows) for rows in positions] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]] * 2
 
 
+def test_draws_of_an_image_depend_on_round_client_and_epoch_alone(open_node, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "clients.node.augment_", lambda pixels, draws, config: drawn.append(draws) or pixels
+    )
+
+    def draws_of(client, round_number, **training):
+        drawn.clear()
+        training = {"local_epochs": 2, "shuffle": False, **training}
+        node = open_node(**SUPERVISED, training=training)
+        node.train(client, node.initial_arrays(), {}, round_number)
+        return np.concatenate(drawn)
+
+    first = draws_of(2, 1, batch_size=6)
+    assert np.array_equal(draws_of(2, 1, batch_size=2), first)
+    for other in (draws_of(2, 2), draws_of(1, 1)[:12]):
+        assert not np.isin(other, first).any()
+    assert not np.isin(first[:6], first[6:]).any()
+
+
 def test_a_step_by_hand(open_node):
     """One batch of client 2 (6 images), written out."""
     node = open_node(**EKD, training={"batch_size": 6, "optimizer": "sgd", "clip_norm": 0.0})
@@ -135,7 +155,8 @@ def test_a_step_by_hand(open_node):
     optimizer = make_optimizer(experiment.recipe.training, student.parameters(), 2e-3)
     order = seeding.rng(0, "order", 1, 2, 0).permutation(6)
     pixels, labels = experiment.loader(2).batch(order)
-    pixels = augment(pixels, experiment.recipe.augmentation, seeding.generator(0, "augment", 1, 2))
+    draws = draw(order, seeding.rng(0, "augment", 1, 2, 0))
+    pixels = augment_(pixels, draws, experiment.recipe.augmentation)
     out = student(pixels)
     prior = torch.log(torch.tensor([3, 0, 0, 3]) / 6 + 1e-12)
     loss = sum(
