@@ -39,7 +39,7 @@ def _list(_: argparse.Namespace) -> None:
         table.add_row(
             name,
             card.title,
-            _count(sum(card.class_counts.values())),
+            _count(sum((card.class_counts or card.split_counts).values())),
             _count(len(card.class_counts)),
             _count(len(card.site_counts)),
             card.licence,

@@ -116,3 +116,29 @@ def test_nothing_is_said_where_every_image_has_its_row(project, caplog):
 def test_groups_reach_the_splits(project):
     assert project.load().train.groups == ("g1", "g1")
     assert project.load(group_column=None).train.groups == ("", "")
+
+
+def test_without_a_split_column_whole_groups_are_drawn(project):
+    for number in range(40):
+        project.save(Image.new("RGB", (8, 8), (number, 0, 0)), f"n{number}.jpg")
+        label, site = ("nv", "mel")[number % 2], ("north", "south")[number // 20]
+        project.rows.append((f"n{number}", label, site, "", f"p{number // 2 * 2 % 20}"))
+    split = project.load(split_column="", group_column=None)
+    assert [len(part) for part in (split.train, split.val, split.test)] == [32, 4, 8]
+    # The words of a split column that is not read do not matter.
+    assert project.load(split_column="", group_column=None, val_value="x").val.ids == split.val.ids
+    assert project.load(split_column="", group_column=None, split_seed=1).val.ids != split.val.ids
+    whole = project.load(split_column="")
+    parts = [set(part.groups) - {""} for part in (whole.train, whole.val, whole.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 13
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_rows(project):
+    for number in range(40):
+        project.save(Image.new("RGB", (8, 8), (number, 0, 0)), f"n{number}.jpg")
+        project.rows.append((f"n{number}", "nv", "north", "", f"p{number // 3}"))
+    one = project.load(split_column="")
+    project.rows.reverse()
+    other = project.load(split_column="")
+    for part in ("train", "val", "test"):
+        assert set(getattr(one, part).ids) == set(getattr(other, part).ids)

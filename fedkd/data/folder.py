@@ -16,13 +16,8 @@ from fedkd import paths
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import Splits
-from fedkd.data.labelled_files import (
-    ImageFilesConfig,
-    image_files,
-    load_images,
-    open_folder,
-    read_bytes,
-)
+from fedkd.data.labelled_files import image_files, load_images, open_folder, read_bytes
+from fedkd.data.splitting import SPLITS, DrawnSplitConfig, draw_split
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +26,7 @@ _NUM_SHOWN = 5
 CARD = DataCard(title="Your own image files with a CSV")
 
 
-class FolderConfig(ImageFilesConfig):
+class FolderConfig(DrawnSplitConfig):
     """Image files of any format that Pillow reads, described by a CSV with a header line."""
 
     name: Literal["folder"] = "folder"
@@ -47,7 +42,8 @@ class FolderConfig(ImageFilesConfig):
     site_column: str | None = None
     """Column of the hospitals; none means one site, ``all``."""
     split_column: str = "split"
-    """Column that says whether a row belongs to train, val or test."""
+    """Column that says whether a row belongs to train, val or test; "" means that none does, and
+    fedkd draws the split, with the same share of each class of each site and whole groups."""
     train_value: str = "train"
     """What the split column holds for training images."""
     val_value: str = "val"
@@ -75,7 +71,9 @@ class FolderConfig(ImageFilesConfig):
 
     @property
     def split_values(self) -> tuple[str, str, str]:
-        """Values of the split column for train, val and test."""
+        """What says train, val and test."""
+        if not self.split_column:
+            return SPLITS
         return self.train_value, self.val_value, self.test_value
 
 
@@ -102,11 +100,19 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
     columns = {
         "id": config.id_column,
         "label": config.label_column,
-        "split": config.split_column,
+        "split": config.split_column or None,
         "site": config.site_column,
         "group": config.group_column,
     }
     table = read_table(csv, content, columns)
+    if not config.split_column:
+        table["split"] = draw_split(
+            table,
+            config.name,
+            fraction_val=config.fraction_val,
+            fraction_test=config.fraction_test,
+            seed=config.split_seed,
+        )
     problems = Problems(csv)
     check_table(
         table,

@@ -15,7 +15,7 @@ from fedkd.data.labelled_files import ImageFilesConfig
 from fedkd.errors import DataError
 from fedkd.seeding import rng
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[str, str, str] = ("train", "val", "test")
 
 
 class DrawnSplitConfig(ImageFilesConfig):
