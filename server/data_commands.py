@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -163,8 +164,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _print(console: Console, report: Report) -> None:
-    for kind, table in (("class", report.classes), ("hospital", report.sites)):
-        shown = Table(title=f"{report.title}: images" if kind == "class" else None)
+    console.print(f"[bold]{escape(report.title)}[/bold]: images", highlight=False)
+    for kind, counts in (("class", report.classes), ("hospital", report.sites)):
+        # Nothing is said of what nobody has published.
+        table = counts.dropna(axis="columns", how="all")
+        shown = Table()
         shown.add_column(kind)
         for column in table.columns:
             shown.add_column(str(column), justify="right")

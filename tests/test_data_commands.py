@@ -259,9 +259,9 @@ def test_check_prints_both_tables_and_a_verdict(capsys):
     code, out, err = run(capsys, "check", "lesions", "size=16", "num_train=64", "num_sites=2",
                          "num_val_per_class=2", "num_test_per_class=2")  # fmt: skip
     assert code == 0
-    assert re.search(r"│ MEL +│ +\d+ │ +2 │ +2 │ +\d+ │ +- │", out)
+    assert re.search(r"│ MEL +│ +\d+ │ +2 │ +2 │ +\d+ │\n", out)
     assert re.search(r"│ hospital_1 +│", out)
-    assert re.search(r"│ all +│ +64 │ +16 │ +16 │ +96 │ +- │", out)
+    assert re.search(r"│ all +│ +64 │ +16 │ +16 │ +96 │\n", out)
     assert out.endswith(
         "lesions: 96 images, without faults; there are no published counts to compare with\n"
     )
