@@ -120,6 +120,20 @@ def test_images_change_in_place_within_range_and_keep_dtype_and_shape(name, dtyp
     assert -1e-6 <= out.min() <= out.max() <= 1 + 1e-6
 
 
+def test_torch_has_its_threads_again_whatever_happens(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setitem(module._PRESETS, "dihedral", lambda *_: 1 / 0)
+    try:
+        augmented("fedmas_isic", pixels(2), draws(2))
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            augmented("dihedral", pixels(2), draws(2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 # Presets
 
 

@@ -75,7 +75,7 @@ def augment_(pixels: Tensor, draws: Draws, config: AugmentationConfig) -> Tensor
     """Augment a batch in place, on its device.
 
     An image's result depends on its pixels and draws alone, on a CPU to the bit. In place, as the
-    pages of a second batch cost a CPU as much time as the augmentation.
+    pages of a second batch cost a CPU as much time as the augmentation. A CPU uses one thread.
 
     Args:
         pixels: Float (batch, 3, height, width), meant to lie in [0, 1]; overwritten. Changes of
@@ -90,12 +90,19 @@ def augment_(pixels: Tensor, draws: Draws, config: AugmentationConfig) -> Tensor
     if config.name == "none":
         return pixels
     preset, numbers = _PRESETS[config.name], torch.from_numpy(draws)
-    at_once = len(pixels)
-    if pixels.device.type == "cpu":
-        at_once = max(1, _VALUES_AT_ONCE // pixels[0].numel())
-    for start in range(0, len(pixels), at_once):
-        part = slice(start, start + at_once)
-        pixels[part] = preset(pixels[part], numbers[part], config.strength)
+    on_cpu, num_threads = pixels.device.type == "cpu", torch.get_num_threads()
+    at_once = max(1, _VALUES_AT_ONCE // pixels[0].numel()) if on_cpu else len(pixels)
+    try:
+        # torch's threads wait for each other after every operation. On so few images that takes as
+        # long as they save, and ten times as long where another program uses one of the cores.
+        if on_cpu:
+            torch.set_num_threads(1)
+        for start in range(0, len(pixels), at_once):
+            part = slice(start, start + at_once)
+            pixels[part] = preset(pixels[part], numbers[part], config.strength)
+    finally:
+        if on_cpu:
+            torch.set_num_threads(num_threads)
     return pixels
 
 
