@@ -1,5 +1,14 @@
 """Errors that a user can cause and mend; the command line prints their text and exits with 2."""
 
+from collections.abc import Sequence
+
+_NUM_SHOWN = 5
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first five of many names, as a text shows them; dots stand for the others."""
+    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
+
 
 class FedkdError(Exception):
     """Base of all errors whose text is meant for the user.

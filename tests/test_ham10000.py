@@ -7,7 +7,7 @@ import pytest
 from fedkd import config as configs
 from fedkd.data import ham10000
 from fedkd.data.ham10000 import CARD, Ham10000Config
-from fedkd.data.splitting import SPLITS
+from fedkd.data.images import SPLITS
 from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import open_data
 from fedkd.recipe import Recipe

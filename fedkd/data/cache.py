@@ -27,7 +27,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from fedkd import paths
-from fedkd.data.images import LabelledImages, Splits
+from fedkd.data.images import SPLITS, LabelledImages, Splits
 from fedkd.data.pixels import Array
 from fedkd.errors import DataError
 
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 Allocate = Callable[[tuple[int, ...]], npt.NDArray[np.uint8]]
 """Shape of the pixels of train, val and test together -> the array to be filled with them."""
 
-_SPLITS = ("train", "val", "test")
 _FORMAT = 3
 _PIXELS, _ROWS = "pixels.npy", "rows.npz"
 
@@ -203,7 +202,7 @@ class _Draft:
 
     def finish(self, splits: Splits) -> None:
         """Write all that is not there yet; OSError if it cannot be written."""
-        parts: list[LabelledImages] = [getattr(splits, name) for name in _SPLITS]
+        parts: list[LabelledImages] = [getattr(splits, name) for name in SPLITS]
         first = parts[0].images
         shape = (sum(map(len, parts)), *first.shape[1:])
         if (self._pixels.shape, self._pixels.dtype) != (shape, first.dtype):
@@ -249,7 +248,7 @@ def _pack(splits: Splits) -> dict[str, Array]:
         "class_names": np.array(splits.train.class_names),
         "site_names": np.array(splits.train.site_names),
     }
-    for name in _SPLITS:
+    for name in SPLITS:
         split: LabelledImages = getattr(splits, name)
         for part in ("labels", "sites"):
             arrays[f"{name}_{part}"] = getattr(split, part)
@@ -260,7 +259,7 @@ def _pack(splits: Splits) -> dict[str, Array]:
 
 def _unpack(pixels: Array, arrays: dict[str, Array]) -> Splits:
     splits, end = {}, 0
-    for name in _SPLITS:
+    for name in SPLITS:
         labels = arrays[f"{name}_labels"]
         splits[name] = LabelledImages(
             images=pixels[end : end + len(labels)],

@@ -21,13 +21,13 @@ from fedkd import paths
 from fedkd.data import catalog
 from fedkd.data.card import DataCard
 from fedkd.data.catalog import DataConfig
-from fedkd.data.images import LabelledImages, Splits
+from fedkd.data.images import SPLITS, LabelledImages, Splits
+from fedkd.errors import first_of
 from fedkd.fetching import hash_file
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
-_NUM_SHOWN = 5
+_NUM_EQUAL_SHOWN = 5
 _CHUNK = 256
 
 
@@ -163,7 +163,7 @@ def _shared(splits: Splits) -> Iterator[_Finding]:
         for first, second in itertools.combinations(SPLITS, 2):
             both = sorted(names[first] & names[second])
             if both:
-                text = f"{len(both)} {what} are in both {first} and {second}: {_first(both)}"
+                text = f"{len(both)} {what} are in both {first} and {second}: {first_of(both)}"
                 yield _Finding(text, (first, second))
 
 
@@ -219,8 +219,4 @@ def _sets(sets: list[list[_Image]]) -> str:
 
 
 def _named(sets: list[list[_Image]]) -> str:
-    return _first([" = ".join(map(str, images[:_NUM_SHOWN])) for images in sets])
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
+    return first_of([" = ".join(map(str, images[:_NUM_EQUAL_SHOWN])) for images in sets])

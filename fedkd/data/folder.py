@@ -15,13 +15,12 @@ from pydantic import field_validator
 from fedkd import paths
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
-from fedkd.data.images import Splits
+from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import image_files, load_images, open_folder, read_bytes
-from fedkd.data.splitting import SPLITS, DrawnSplitConfig, draw_split
+from fedkd.data.splitting import DrawnSplitConfig, draw_split
+from fedkd.errors import first_of
 
 logger = logging.getLogger(__name__)
-
-_NUM_SHOWN = 5
 
 CARD = DataCard(title="Your own image files with a CSV")
 
@@ -156,5 +155,5 @@ def _tell_unlisted(folder: Path, ids: Iterable[str], extension: str) -> None:
             len(unlisted),
             len(found),
             folder,
-            ", ".join(unlisted[:_NUM_SHOWN]) + (", ..." if len(unlisted) > _NUM_SHOWN else ""),
+            first_of(unlisted),
         )

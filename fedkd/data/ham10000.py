@@ -25,9 +25,9 @@ from typing import Literal
 from fedkd import paths
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
-from fedkd.data.images import Splits
+from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import load_images, open_folder, read_bytes
-from fedkd.data.splitting import SPLITS, DrawnSplitConfig, draw_split
+from fedkd.data.splitting import DrawnSplitConfig, draw_split
 
 CLASS_COUNTS = {
     "akiec": 327,
@@ -115,8 +115,6 @@ def load(config: Ham10000Config, cache_dir: Path | None = None) -> Splits:
         table,
         folder,
         {label: label for label in CLASS_COUNTS},
-        split_values=SPLITS,
-        extension=".jpg",
         key=config.cache_key("images", "metadata"),
         content=content,
         problems=problems,

@@ -32,10 +32,10 @@ from pydantic import Field
 
 from fedkd.data.card import DataCard, Download
 from fedkd.data.image_table import Problems, check_table, read_table, shown
-from fedkd.data.images import GroupBounds, Splits
+from fedkd.data.images import SPLITS, GroupBounds, Splits
 from fedkd.data.labelled_files import ImageFilesConfig, load_images, open_folder, read_bytes
-from fedkd.data.splitting import SPLITS, draw_split
-from fedkd.errors import DataError
+from fedkd.data.splitting import draw_split
+from fedkd.errors import DataError, first_of
 from fedkd.seeding import rng
 
 BOUNDS = GroupBounds(tail_below=70, head_above=700)
@@ -82,7 +82,6 @@ CLASS_COUNTS = dict(sorted(pair for counts in FOLDERS.values() for pair in count
 NUM_FOLDS = 5
 
 _ARCHIVE = "hyper-kvasir-labeled-images.zip"
-_NUM_SHOWN = 5
 
 CARD = DataCard(
     title="HyperKvasir, labelled images of the gut",
@@ -140,8 +139,6 @@ def load(config: HyperKvasirConfig, cache_dir: Path | None = None) -> Splits:
         table,
         root,
         {name: name for name in CLASS_COUNTS},
-        split_values=SPLITS,
-        extension=".jpg",
         key=config.cache_key("root"),
         content=content,
         problems=problems,
@@ -176,10 +173,9 @@ def _find_images(root: Path, names: "pd.Series[str]", problems: Problems) -> pd.
     twice = [file for file, last in zip(files[1:], files, strict=False) if file.stem == last.stem]
     for found, what in ((unnamed, "no row"), (twice, "the name of another one")):
         if found:
-            first = ", ".join(file.relative_to(root).as_posix() for file in found[:_NUM_SHOWN])
-            more = ", ..." if len(found) > _NUM_SHOWN else ""
+            named = first_of([file.relative_to(root).as_posix() for file in found])
             problems.add_line(
-                f"{len(found)} file(s) in class folders have {what}: {first}{more}; unpack "
+                f"{len(found)} file(s) in class folders have {what}: {named}; unpack "
                 f"{_ARCHIVE} anew"
             )
     problems.raise_if_any()

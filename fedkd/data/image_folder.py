@@ -16,9 +16,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table
-from fedkd.data.images import Splits
+from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import load_images, open_folder
-from fedkd.data.splitting import SPLITS, DrawnSplitConfig, draw_split
+from fedkd.data.splitting import DrawnSplitConfig, draw_split
 from fedkd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,6 @@ def load(config: ImageFolderConfig, cache_dir: Path | None = None) -> Splits:
         table,
         root,
         {name: name for name in classes},
-        split_values=SPLITS,
         extension="",
         key=config.cache_key("root"),
         content="\n".join([*classes, *table["id"]]).encode(),

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedkd.errors import DataError
-
-_NUM_SHOWN = 5
+from fedkd.errors import DataError, first_of
 
 
 class Problems:
@@ -33,9 +31,8 @@ class Problems:
             remedy: What is allowed, or what to do.
         """
         if rows:
-            shown = ", ".join(f"row {row} ({value})" for row, value in rows[:_NUM_SHOWN])
-            more = ", ..." if len(rows) > _NUM_SHOWN else ""
-            self.lines.append(f"{self.csv}: {len(rows)} row(s) {what}: {shown}{more}; {remedy}")
+            shown = first_of([f"row {row} ({value})" for row, value in rows])
+            self.lines.append(f"{self.csv}: {len(rows)} row(s) {what}: {shown}; {remedy}")
 
     def add_line(self, text: str) -> None:
         """Note a fault of the table as a whole."""
@@ -167,10 +164,9 @@ def _check_groups(table: pd.DataFrame, problems: Problems) -> None:
         for group, part in leaking.groupby("group", sort=False)
         for columns in [(part["split"], part["row"])]
     ]
-    more = ", ..." if len(lines) > _NUM_SHOWN else ""
     problems.add_line(
         f"{len(lines)} group(s) are in more than one split, which leaks test images into "
-        f"training: {', '.join(lines[:_NUM_SHOWN])}{more}; put each group into one split"
+        f"training: {first_of(lines)}; put each group into one split"
     )
 
 

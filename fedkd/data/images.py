@@ -10,6 +10,9 @@ from fedkd.data.pixels import Integers as Integers
 from fedkd.data.pixels import Pixels, Selection
 from fedkd.errors import DataError
 
+SPLITS: tuple[str, str, str] = ("train", "val", "test")
+"""Names of the splits, which are the fields of :class:`Splits`."""
+
 
 @dataclass(frozen=True)
 class LabelledImages:

@@ -29,8 +29,8 @@ from pydantic import field_validator
 
 from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
-from fedkd.data.images import Splits
-from fedkd.data.isic_lists import SPLITS, IsicConfig, load_lists, read_lists
+from fedkd.data.images import SPLITS, Splits
+from fedkd.data.isic_lists import IsicConfig, load_lists, read_lists
 from fedkd.data.labelled_files import open_folder
 
 IMBALANCE_FACTORS = (0.01, 0.005, 0.002)

@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from fedkd.data.image_table import Problems, check_table, read_table
-from fedkd.data.images import Splits
+from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import (
     ImageFilesConfig,
     image_files,
@@ -26,16 +26,13 @@ from fedkd.data.labelled_files import (
     open_folder,
     read_bytes,
 )
-from fedkd.errors import DataError
+from fedkd.errors import DataError, first_of
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 CLASS_NAMES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 """Classes in the order of ISIC 2019: melanoma, nevus, basal cell carcinoma, actinic keratosis,
 benign keratosis, dermatofibroma, vascular lesion, squamous cell carcinoma."""
-
-_NUM_SHOWN = 5
 
 
 class IsicConfig(ImageFilesConfig):
@@ -78,8 +75,8 @@ def read_lists(
         there = sorted(file.name for file in folder.glob("*.csv"))
         raise DataError(
             f"data.lists is {folder}, which lacks {len(absent)} of {len(lists)} lists: "
-            f"{_first(absent)}; copy the authors' files there or change data.fold. "
-            f"It has {_first(there) or 'no CSV'}"
+            f"{first_of(absent)}; copy the authors' files there or change data.fold. "
+            f"It has {first_of(there) or 'no CSV'}"
         )
     tables, contents = [], []
     for name, constants in lists.items():
@@ -127,8 +124,6 @@ def load_lists(
         _without_missing(table, folder, config.missing, remedy, problems),
         folder,
         classes,
-        split_values=SPLITS,
-        extension=".jpg",
         key=config.cache_key("images", "lists", "split_csv", "metadata"),
         content=content,
         problems=problems,
@@ -155,7 +150,7 @@ def _without_missing(
     )
     named = (
         f"{(~there).sum()} of {len(there)} listed images are not in data.images {folder}: "
-        f"{counts}; the first are {_first(list(table.loc[~there, 'id']))}"
+        f"{counts}; the first are {first_of(list(table.loc[~there, 'id']))}"
     )
     if policy == "refuse":
         problems.add_line(f'{named}. Copy them there{remedy} or set data.missing = "skip"')
@@ -165,7 +160,3 @@ def _without_missing(
         problems.add_line(f"{named}. Nothing is left of {' and '.join(empty)}; check data.images")
     logger.warning("%s: %s. They are skipped", problems.csv, named)
     return table[there]
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")

@@ -22,7 +22,7 @@ from fedkd.config import Section
 from fedkd.data.cache import Allocate, load_or_fill
 from fedkd.data.image_files import decode_files, find_broken
 from fedkd.data.image_table import Problems
-from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
 from fedkd.data.pixels import Pixels, Selection
 from fedkd.data.streaming import FilePixels
 from fedkd.errors import DataError
@@ -86,12 +86,12 @@ def load_images(
     folder: Path,
     classes: Mapping[str, str],
     *,
-    split_values: tuple[str, str, str],
-    extension: str,
     key: str,
     content: bytes,
     problems: Problems,
     cache_dir: Path | None,
+    split_values: tuple[str, str, str] = SPLITS,
+    extension: str = ".jpg",
 ) -> Splits:
     """Check the files of a table that says what each one is, and open their pixels.
 
@@ -103,12 +103,12 @@ def load_images(
             for none), as :func:`fedkd.data.image_table.check_table` wants them.
         folder: Where the files are.
         classes: Class name of each label, in the order of the class indices.
-        split_values: What the split column holds for train, val and test.
-        extension: Added to ids that have no suffix.
         key: Settings that the splits depend on, for the cache.
         content: What the table was made from, for the cache.
         problems: What was found already; raised with what is wrong with the files.
         cache_dir: Where to keep the decoded images; None is the user's cache.
+        split_values: What the split column holds for train, val and test.
+        extension: Added to ids that have no suffix.
 
     Raises:
         DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file, or one

@@ -22,7 +22,7 @@ from fedkd.data.acquisition import Hospital, hospital, photograph
 from fedkd.data.cache import load_or_build
 from fedkd.data.card import DataCard
 from fedkd.data.case_mix import Floats, assign_sites, case_mix
-from fedkd.data.images import Integers, LabelledImages, Splits
+from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
 from fedkd.data.lesion_images import CLASS_NAMES, draw_lesion
 from fedkd.data.longtail import exponential_counts
 from fedkd.seeding import rng as derived_rng
@@ -36,7 +36,6 @@ BY_SIZE = ("NV", "MEL", "BCC", "BKL", "AK", "SCC", "VASC", "DF")
 """Classes from head to tail, in the order of ISIC 2019's training counts."""
 
 _COMMON = CLASS_NAMES.index(BY_SIZE[0])
-_SPLITS = ("train", "val", "test")
 _REPORT_EVERY_S = 5.0
 
 
@@ -114,7 +113,7 @@ def _build(config: LesionsConfig) -> Splits:
     hospitals = [hospital(config.seed, site) for site in range(config.num_sites)]
     progress = _Progress(sum(int(part.sum()) for part in counts.values()), config.size)
     train, val, test = (
-        _draw_split(config, split, counts[split], mix, hospitals, progress) for split in _SPLITS
+        _draw_split(config, split, counts[split], mix, hospitals, progress) for split in SPLITS
     )
     return Splits(train, val, test)
 

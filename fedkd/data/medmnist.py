@@ -26,8 +26,7 @@ from fedkd import paths
 from fedkd.config import Section
 from fedkd.data.cache import load_or_build
 from fedkd.data.card import DataCard, Download
-from fedkd.data.images import LabelledImages, Splits
-from fedkd.data.splitting import SPLITS
+from fedkd.data.images import SPLITS, LabelledImages, Splits
 from fedkd.errors import DataError, DependencyError
 
 FLAGS = (

@@ -15,8 +15,6 @@ from fedkd.data.labelled_files import ImageFilesConfig
 from fedkd.errors import DataError
 from fedkd.seeding import rng
 
-SPLITS: tuple[str, str, str] = ("train", "val", "test")
-
 
 class DrawnSplitConfig(ImageFilesConfig):
     """Image files whose split fedkd draws, unless they come with one."""
