@@ -14,7 +14,7 @@ import pytest
 
 from fedkd.data import cache
 from fedkd.data.cache import load_or_build, load_or_fill
-from fedkd.data.images import LabelledImages, Splits
+from fedkd.data.images import SPLITS, LabelledImages, Splits
 from fedkd.errors import DataError
 
 
@@ -38,6 +38,10 @@ class Builder:
         return Splits(data, data.subset([1]), data.subset([0]))
 
 
+def parts_of(splits):
+    return [getattr(splits, name) for name in SPLITS]
+
+
 def same(one, other):
     return all(
         np.array_equal(a.images, b.images)
@@ -46,9 +50,7 @@ def same(one, other):
         and np.array_equal(a.sites, b.sites)
         and (a.ids, a.class_names, a.site_names) == (b.ids, b.class_names, b.site_names)
         and a.groups == b.groups
-        for a, b in (
-            (getattr(one, name), getattr(other, name)) for name in ("train", "val", "test")
-        )
+        for a, b in zip(parts_of(one), parts_of(other), strict=True)
     )
 
 
@@ -61,7 +63,7 @@ def test_second_load_maps_the_file_and_returns_the_same(tmp_path, dtype):
     build = Builder()
 
     def as_dtype():
-        parts = vars(build()).values()
+        parts = parts_of(build())
         return Splits(*(replace(p, images=np.asarray(p.images, dtype)) for p in parts))
 
     first = load_or_build("toy", "key", as_dtype, tmp_path)
@@ -69,7 +71,7 @@ def test_second_load_maps_the_file_and_returns_the_same(tmp_path, dtype):
     assert same(first, second)
     assert same(first, as_dtype())
     assert build.calls == 2
-    assert all(isinstance(s.images, np.memmap) for s in (*vars(first).values(), second.test))
+    assert all(isinstance(s.images, np.memmap) for s in (*parts_of(first), second.test))
     assert not second.train.images.flags.writeable
 
 
@@ -101,9 +103,9 @@ def test_pixels_are_filled_in_place(tmp_path):
         pixels = allocate((4, 3, 4, 4))
         seen.append(pixels)
         whole = Builder()()
-        pixels[:2], pixels[2:3], pixels[3:] = (s.images for s in vars(whole).values())
+        pixels[:2], pixels[2:3], pixels[3:] = (s.images for s in parts_of(whole))
         parts = (pixels[:2], pixels[2:3], pixels[3:])
-        splits = zip(vars(whole).values(), parts, strict=True)
+        splits = zip(parts_of(whole), parts, strict=True)
         return Splits(*(replace(split, images=part) for split, part in splits))
 
     assert same(load_or_fill("toy", "key", fill, tmp_path), Builder()())
