@@ -92,7 +92,7 @@ def test_batches_and_their_order_do_not_change_what_an_image_becomes(name, chang
 
 
 @pytest.mark.parametrize("name", CHANGING)
-@pytest.mark.parametrize("shape", [(13, 13), (200, 7)])
+@pytest.mark.parametrize("shape", [(13, 13), (200, 7), (1, 5), (3, 1)])
 @settings(max_examples=15)
 @given(rows=st.lists(st.integers(0, 9), min_size=1, max_size=12))
 def test_an_image_does_not_depend_on_its_neighbours_to_the_bit(name, shape, rows):

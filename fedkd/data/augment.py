@@ -1,6 +1,5 @@
 """Augmentation of training images: named presets, and the random numbers that each image gets."""
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -41,6 +40,9 @@ AUGMENTATIONS: dict[str, str] = {
     "fedmas_skin": "Fed-MAS on ISIC-LT: one of scale, shift and up to 45 degrees; colours, flips",
 }
 
+CLAMPS = ("dihedral_jitter", "fedmas_skin")
+"""Those that change colours, and clamp them to [0, 1]."""
+
 NUM_DRAWS = 10
 # Columns of the draws. A preset leaves those alone that it has no use for, so that another preset
 # makes the same flips.
@@ -78,8 +80,8 @@ def augment_(pixels: Tensor, draws: Draws, config: AugmentationConfig) -> Tensor
     pages of a second batch cost a CPU as much time as the augmentation. A CPU uses one thread.
 
     Args:
-        pixels: Float (batch, 3, height, width), meant to lie in [0, 1]; overwritten. Changes of
-            colour clamp to that range, and what turns and shifts bring in from outside the image is
+        pixels: Float (batch, 3, height, width), overwritten. Changes of colour need [0, 1] and
+            clamp to it (``CLAMPS``), and what turns and shifts bring in from outside the image is
             black (0).
         draws: From :func:`draw`, the rows of these images.
         config: What to do.
@@ -127,11 +129,13 @@ def _fedmas_isic(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
     had the file 600 x 450 pixels, as in HAM10000 (our choice; the larger files of ISIC 2019 are
     blurred less there).
     """
-    sizes = torch.tensor([pixels.shape[-1] / 600, pixels.shape[-2] / 450], dtype=torch.float64)
+    sides = torch.tensor([pixels.shape[-1], pixels.shape[-2]], dtype=torch.float64)
     sigma = torch.cat((_between(0.1, 5, draws[:, _BLUR]), torch.tensor([5.0]).double()))
-    deviations = sizes * torch.stack([_deviation(sigma, radius) for radius in (2, 4)], 1)
-    # The last row is the largest blur: it says how many pixels are read for every image.
-    to_right, down = (math.ceil(3 * largest) for largest in deviations[-1].tolist())
+    deviations = torch.stack([_deviation(sigma, radius) for radius in (2, 4)], 1)
+    deviations *= sides / torch.tensor([600, 450])
+    # The last row is the largest blur: it says how many pixels are read for every image. A side of
+    # one pixel has none to mirror.
+    to_right, down = torch.minimum((3 * deviations[-1]).ceil(), sides - 1).int().tolist()
     blurred = transforms.gaussian_blur(pixels, deviations[:-1], (to_right, down))
     return transforms.affine(
         blurred, _flipped(_rotation(_between(-10, 10, draws[:, _AMOUNT])), draws)
