@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedkd.data.augment import CLAMPS
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.errors import DataError, PartitionError
 from fedkd.fourier.prompts import MIN_SIZE
@@ -26,27 +27,37 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
                 "take 3 (repeat a grey channel three times)"
             )
         height, width = images.images.shape[2:]
-        # Floats were given and are in memory; uint8 may be a large file, of which nothing is read.
-        values = None if images.images.dtype == np.uint8 else np.asarray(images.images)
-        if values is not None and not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
-            raise DataError(
-                f"{name} images hold values that are not finite, the first in row {row} (image "
-                f"{images.ids[row]}); remove or repair it"
-            )
         if recipe.objective.name == "fopro" and min(height, width) < MIN_SIZE:
             raise DataError(
                 f"{name} images are {height}x{width} px; Fourier prompts need "
                 f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
             )
-        if recipe.objective.name == "fopro" and values is not None:
-            low, high = float(values.min()), float(values.max())
-            if low < 0 or high > 1:
-                raise DataError(
-                    f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
-                    "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
-                    "objective.name = 'ekd'"
-                )
+        # Floats were given and are in memory; uint8 may be a large file, of which nothing is read.
+        if images.images.dtype == np.uint8:
+            continue
+        values = np.asarray(images.images)
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
+            raise DataError(
+                f"{name} images hold values that are not finite, the first in row {row} (image "
+                f"{images.ids[row]}); remove or repair it"
+            )
+        low, high = float(values.min()), float(values.max())
+        if low >= 0 and high <= 1:
+            continue
+        if recipe.objective.name == "fopro":
+            raise DataError(
+                f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
+                "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
+                "objective.name = 'ekd'"
+            )
+        # Clamped in training alone, they would be others there than in val and test.
+        if recipe.augmentation.name in CLAMPS:
+            raise DataError(
+                f"{name} images are floats from {low:.3g} to {high:.3g}, but augmentation.name = "
+                f"{recipe.augmentation.name!r} clamps colours to [0, 1]; give uint8 or "
+                "unnormalised images, or use augmentation.name = 'dihedral' or 'none'"
+            )
 
 
 def check_clients(divided: Partition, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.data.augment import AUGMENTATIONS, AugmentationConfig, augment_, draw
 from fedkd.errors import ConfigError, DataError, PartitionError, TeacherError
 from fedkd.experiment import open_experiment
 
@@ -152,8 +153,31 @@ def test_floats_outside_zero_to_one_are_refused_for_fopro_alone(
         "give uint8 or unnormalised images, or use objective.name = 'ekd'",
         text,
     )
-    assert opened(data, objective={"name": "ekd"}).num_clients == 3
+    ekd = {"objective": {"name": "ekd"}, "augmentation": {"name": "dihedral"}}
+    assert opened(data, **ekd).num_clients == 3
     assert opened(floats(hospitals)).num_clients == 3
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_floats_outside_zero_to_one_are_refused_where_an_augmentation_would_clamp_them(
+    refused, opened, hospitals, name
+):
+    data, numbers = floats(hospitals, 4 / 255, -2.0), draw(np.arange(4), np.random.default_rng(0))
+    ekd = {"objective": {"name": "ekd"}, "augmentation": {"name": name}}
+    changed = augment_(
+        torch.from_numpy(data["val"].images[:4].copy()), numbers, AugmentationConfig(name=name)
+    )
+    if changed.min() >= 0 and changed.max() <= 1:
+        text = refused(DataError, data, **ekd)
+        assert re.fullmatch(
+            rf"train images are floats from -\S+ to \S+, but augmentation.name = '{name}' clamps "
+            r"colours to \[0, 1\]; give uint8 or unnormalised images, or use augmentation.name = "
+            "'dihedral' or 'none'",
+            text,
+        )
+        assert opened(floats(hospitals), **ekd).num_clients == 3
+    else:
+        assert opened(data, **ekd).num_clients == 3
 
 
 @pytest.mark.parametrize("objective", ["supervised", "fopro"])
