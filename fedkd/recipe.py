@@ -23,7 +23,9 @@ from fedkd.teachers.zoo import TeacherConfig
 from fedkd.training import TrainingConfig
 
 # Keys of [data] that say where images lie and how they are read, not which they are.
-PLACES = frozenset({"images", "csv", "lists", "metadata", "root", "store", "num_workers"})
+PLACES = frozenset(
+    {"images", "csv", "lists", "split_csv", "metadata", "root", "store", "num_workers"}
+)
 
 
 class ObjectiveConfig(Section):

@@ -112,6 +112,13 @@ def test_no_data_set_brings_its_folders_into_the_manifest():
         assert names <= PLACES, config
 
 
+def test_tables_that_need_not_be_given_are_no_part_of_the_manifest_either():
+    values = {"name": "fed_isic2019", "split_csv": "/here/a.csv", "metadata": "/here/b.csv"}
+    described = Recipe.model_validate({"data": values}).data_set()
+    assert described["data"]["name"] == "fed_isic2019"
+    assert "here" not in json.dumps(described)
+
+
 def test_a_manifest_of_version_1_is_still_followed(path):
     images = training()
     made = write(path, images)
