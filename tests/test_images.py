@@ -39,6 +39,15 @@ def test_subset_of_a_subset_shares_the_pixels():
     assert np.array_equal(part.images, data.images[[0]])
 
 
+@pytest.mark.parametrize(
+    "indices",
+    [np.array([True, False, True]), [True, False, True], (0, 2), range(0, 3, 2), [-3, -1]],
+)
+def test_subset_reads_masks_and_negative_numbers_as_numpy_does(indices):
+    assert make().subset(indices).ids == ("x", "z")
+    assert make().subset(indices).labels.tolist() == [2, 2]
+
+
 def test_empty_subset_keeps_classes_and_sites():
     part = make().subset([])
     assert len(part) == 0

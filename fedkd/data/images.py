@@ -92,8 +92,11 @@ class LabelledImages:
         return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
     def subset(self, indices: Sequence[int] | Integers) -> "LabelledImages":
-        """The images at ``indices``, in that order; the pixels are shared, not copied."""
-        rows = np.asarray(indices, dtype=np.int64)
+        """The images at ``indices``, in that order; the pixels are shared, not copied.
+
+        Negative numbers count from the end, and a mask is one, as in NumPy.
+        """
+        rows = np.arange(len(self))[list(indices)]
         return LabelledImages(
             images=Selection(self.images, rows),
             labels=self.labels[rows],
