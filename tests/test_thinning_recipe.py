@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedkd import config
 from fedkd.data import folder
 from fedkd.data.folder import FolderConfig
-from fedkd.data.images import LabelledImages, Splits
+from fedkd.data.images import GroupBounds, LabelledImages, Splits
 from fedkd.data.longtail import realised_imbalance
 from fedkd.data.thinning import LongTailConfig, thin
 from fedkd.errors import ConfigError
@@ -41,6 +41,14 @@ def splits_of(labels, groups=()):
 
 def thinned(labels, groups=(), **settings):
     return thin(config.build(LongTailConfig, settings), splits_of(labels, groups)).train
+
+
+def test_published_bounds_are_left_behind_only_where_images_are():
+    bounds = GroupBounds(tail_below=4, head_above=8)
+    splits = replace(splits_of([0] * 9 + [1] * 9 + [2] * 3 + [3]), bounds=bounds)
+    assert thin(LongTailConfig(counts={"a": 2}), splits).bounds is None
+    assert thin(LongTailConfig(counts={"a": 9}), splits).bounds == bounds
+    assert thin(LongTailConfig(), splits).bounds == bounds
 
 
 def test_one_group_of_all_images_stays_whole():

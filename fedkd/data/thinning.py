@@ -67,7 +67,8 @@ def thin(config: LongTailConfig, splits: Splits) -> Splits:
     """The splits with a long-tailed train; val and test are the same objects.
 
     Training images keep their order. A line of the log tells how many stay of each class: lesions
-    and patients are not cut in two, so that it may be other numbers than those asked for.
+    and patients are not cut in two, so that it may be other numbers than those asked for. Published
+    bounds of head and tail are dropped with the first image, as they are about the whole data set.
 
     Args:
         config: What is wanted; without a key, the splits are returned as they are.
@@ -92,7 +93,7 @@ def thin(config: LongTailConfig, splits: Splits) -> Splits:
     kept = choose_units(contents, wanted, names, seeding.rng(config.seed, "long tail"))
     rows = np.sort(np.array([row for unit in kept for row in units[unit]], np.int64))
     if len(rows) < len(train):
-        splits = replace(splits, train=train.subset(rows))
+        splits = replace(splits, train=train.subset(rows), bounds=None)
     counts = splits.train.class_counts()
     asked = "" if config.imbalance_factor is None else f", asked {config.imbalance_factor:g} : 1"
     logger.info(
