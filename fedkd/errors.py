@@ -46,7 +46,7 @@ class DependencyError(FedkdError):
 
 
 class ClientFailure(FedkdError):
-    """One or more clients raised; the text names each with its partition id and traceback."""
+    """One or more clients raised; the text names each, with its FedkdError or a traceback."""
 
 
 class UpdateRefused(FedkdError):

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from clients.node import Node
-from fedkd.errors import ClientFailure, UpdateRefused
+from fedkd.errors import ClientFailure, DataError, UpdateRefused
 from server.engines.inprocess import InProcessGrid
 
 
@@ -75,6 +75,16 @@ def test_a_client_that_raises_stops_the_run_with_its_name_round_and_traceback(
     assert pd.read_csv(folder / "rounds.csv")["round"].tolist() == [1]
     assert not (folder / "student.safetensors").exists()
     assert not list(folder.glob(".*")), "temporary files are left"
+
+
+def test_a_client_that_meets_what_the_user_can_mend_says_that_without_traceback(run, breaking):
+    breaking(DataError("x.jpg cannot be read any more; put it back"))
+    with pytest.raises(ClientFailure) as caught:
+        run(num_rounds=2)
+    assert str(caught.value) == (
+        "client 1 failed: x.jpg cannot be read any more; put it back\n"
+        "while client 1 (south) trained in round 2"
+    )
 
 
 def test_ctrl_c_inside_a_client_is_an_interruption_and_no_failure(run, breaking, tmp_path):

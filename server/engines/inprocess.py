@@ -18,6 +18,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedkd.errors import FedkdError
+
 RUN_ID = 1
 SERVER_NODE_ID = 1
 FIRST_CLIENT_NODE_ID = 100
@@ -116,5 +118,8 @@ class InProcessGrid(Grid):
         context = self._contexts[message.metadata.dst_node_id]
         try:
             return self._app(message, context)
+        except FedkdError as error:  # for the user to mend; its text says how
+            reason = "\n".join([str(error), *getattr(error, "__notes__", ())])
+            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
         except Exception:  # any error of a client becomes a reply that says so
             return Message(Error(CLIENT_APP_RAISED, traceback.format_exc()), reply_to=message)
