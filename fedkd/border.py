@@ -1,10 +1,12 @@
 """Checks of the images and clients of an experiment, before any training."""
 
+from itertools import combinations
+
 import numpy as np
 
 from fedkd.data.augment import CLAMPS
-from fedkd.data.images import Integers, LabelledImages, Splits
-from fedkd.errors import DataError, PartitionError
+from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
+from fedkd.errors import DataError, PartitionError, first_of
 from fedkd.fourier.prompts import MIN_SIZE
 from fedkd.partition import Partition
 from fedkd.recipe import Recipe
@@ -94,3 +96,18 @@ def check_held_out(
             f"{images.class_names[images.labels[row]]!r}; with strategy.exchange = {exchange!r} "
             "no student can predict them: leave them out, or use strategy.exchange = 'all'"
         )
+
+
+def check_groups(splits: Splits) -> None:
+    """Refuse a lesion or patient that stands in two splits, where the user made them (DataError).
+
+    Published splits are used as they are; data sets of fedkd see to their own.
+    """
+    for first, second in combinations(SPLITS, 2):
+        groups = [set(getattr(splits, split).groups) - {""} for split in (first, second)]
+        if both := sorted(groups[0] & groups[1]):
+            raise DataError(
+                f"{len(both)} lesions or patients (groups) are in both {first} and {second}, which "
+                f"leaks: {first_of(both)}; put each into one split. A name must mean the same "
+                "everywhere: put the hospital's before it where hospitals count for themselves"
+            )

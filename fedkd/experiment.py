@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.border import check_clients, check_held_out, check_images
+from fedkd.border import check_clients, check_groups, check_held_out, check_images
 from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
@@ -181,6 +181,7 @@ def open_experiment(
         splits, divided = open_data(recipe)
     else:
         splits, divided = _gather(sites, val, test, recipe.num_clients)
+        check_groups(splits)
     check_images(splits, recipe)
     check_clients(divided, recipe)
     rates = learning_rates(recipe.schedule, recipe.training.learning_rate, recipe.num_rounds)

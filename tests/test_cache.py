@@ -190,7 +190,7 @@ def test_folder_that_cannot_be_written_only_warns(tmp_path, caplog):
     load_or_build("toy", "key", build, tmp_path / "file" / "cache")
     assert build.calls == 1
     assert "cannot cache the data set in" in caplog.text
-    assert "Set FEDKD_CACHE" in caplog.text
+    assert "set FEDKD_CACHE" in caplog.text
     assert "is damaged" not in caplog.text
 
 

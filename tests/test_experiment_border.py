@@ -260,3 +260,16 @@ def test_a_val_split_on_which_the_selection_is_not_defined_is_refused(opened, ho
     with pytest.raises(DataError, match="all val images are of one class.*macro_auroc"):
         opened({"val": one}, evaluation={"select_on": "macro_auroc"})
     assert opened({"val": one})
+
+
+def test_a_patient_in_two_given_splits_is_refused(opened, hospitals):
+    north, *others = hospitals["sites"]
+    north = replace(north, groups=("p1", "p1", "p2", *[""] * 8))
+    test = replace(hospitals["test"], groups=("p2", *[""] * 13))
+    with pytest.raises(DataError) as caught:
+        opened({"sites": [north, *others], "test": test})
+    assert "1 lesions or patients (groups) are in both train and test, which leaks: p2; put" in str(
+        caught.value
+    )
+    other = replace(test, groups=("p3", *[""] * 13))
+    assert opened({"sites": [north, *others], "test": other}).splits.train.groups[2] == "p2"

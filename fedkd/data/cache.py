@@ -237,7 +237,7 @@ class _Draft:
 def _warn(folder: Path, error: Exception) -> None:
     logger.warning(
         "cannot cache the data set in %s (%s); the next start takes as long as this one. "
-        "Set FEDKD_CACHE to a folder that can be written",
+        "Make room there, or set FEDKD_CACHE to another folder that can be written",
         folder,
         error,
     )
