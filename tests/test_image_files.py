@@ -2,7 +2,7 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fedkd.data.image_files import decode_files
 
@@ -36,6 +36,12 @@ def test_sixteen_bit_grey_spans_the_whole_range(decode):
 
 def test_transparent_parts_become_black(decode):
     assert flat(decode(Image.new("RGBA", (16, 16), (200, 100, 50, 0)), "t.png")) == [0, 0, 0]
+
+
+def test_the_transparent_colour_of_an_rgb_image_becomes_black(decode):
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    assert flat(decode(image, "t.png", transparency=(200, 100, 50))) == [0, 0, 0]
+    assert flat(decode(image, "u.png", transparency=(1, 2, 3))) == [200, 100, 50]
 
 
 def test_opaque_rgba_keeps_its_colour(decode):
@@ -98,6 +104,16 @@ def test_pixels_without_known_range_are_refused(tmp_path):
     _, faults = decode_files([tmp_path / "float.tif", tmp_path / "wide.tif"], 4)
     assert "floating-point pixels have no known range" in faults[0][1]
     assert "grey values span 70000..70000" in faults[1][1]
+
+
+def test_a_damaged_avif_is_a_fault(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    file = tmp_path / "a.avif"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes().replace(b"pitm", b"xitm"))
+    _, faults = decode_files([file], 16)
+    assert [index for index, _ in faults] == [0]
 
 
 def test_start_of_reading_is_in_the_log(caplog):

@@ -33,6 +33,7 @@ _BROKEN = (
     IndexError,
     KeyError,
     OverflowError,
+    RuntimeError,  # AVIF, and pixel formats that are not implemented
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -113,7 +114,7 @@ def decode_file(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _sixteen_bit(image).convert("RGB")
