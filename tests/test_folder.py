@@ -95,6 +95,12 @@ def test_class_named_twice_is_refused(project):
         configs.build(FolderConfig, values)
 
 
+def test_one_value_for_two_splits_is_refused(project):
+    values = {"images": "i", "csv": "c", "val_value": "test"}
+    with pytest.raises(ConfigError, match="are train, test, test; they must differ, as an image"):
+        configs.build(FolderConfig, values)
+
+
 def test_missing_csv_and_missing_folder(project):
     nowhere = str(project.root / "nowhere")
     assert "nowhere, which does not exist" in project.error(csv=nowhere)
@@ -128,7 +134,21 @@ def test_csv_that_is_not_utf8(project):
 
 def test_rows_longer_than_the_header(project):
     project.rows = [(*row, "extra") for row in ROWS]
-    assert "more fields than the header" in project.error()
+    assert "Expected 5 fields in line 2, saw 6" in project.error()
+
+
+def test_a_column_that_stands_there_twice_is_refused(project):
+    project.header += ",label"
+    project.rows = [(*row, "other") for row in ROWS]
+    assert "has 2 columns 'label' (the label); rename all but one" in project.error()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_zero_bytes_are_refused(project, place):
+    row = [*ROWS[0]]
+    row[place] += "\0"
+    project.rows[0] = tuple(row)
+    assert "it holds zero bytes; save it anew" in project.error()
 
 
 def test_missing_files_are_counted_and_the_first_rows_named(project):

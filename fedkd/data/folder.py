@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from fedkd import paths
 from fedkd.data.card import DataCard
@@ -53,7 +53,7 @@ class FolderConfig(DrawnSplitConfig):
     """Column of the lesion or patient; images of one group in two splits are refused as a leak.
     Rows without a value form no group."""
     extension: str = ".jpg"
-    """Added to ids that have no suffix."""
+    """Added to ids that end neither in it nor in another ending of images."""
     classes: tuple[str, ...] = ()
     """Class names in the order of their indices; empty means all labels of the CSV, sorted (whole
     numbers by value)."""
@@ -67,6 +67,15 @@ class FolderConfig(DrawnSplitConfig):
         if twice:
             raise ValueError(f"{', '.join(map(repr, twice))} stands there twice; name each once")
         return classes
+
+    @model_validator(mode="after")
+    def _tells_splits_apart(self) -> "FolderConfig":
+        if len(set(self.split_values)) < len(self.split_values):
+            raise ValueError(
+                f"train_value, val_value and test_value are {', '.join(self.split_values)}; they "
+                "must differ, as an image is in one split only"
+            )
+        return self
 
     @property
     def split_values(self) -> tuple[str, str, str]:

@@ -61,12 +61,15 @@ def read_table(
         being row 1. Blank rows are left out.
 
     Raises:
-        DataError: Not a CSV, no rows, or a column is missing (with the nearest there is).
+        DataError: Not a CSV, no rows, or a column is missing (with the nearest there is) or there
+            more than once.
     """
     try:
-        # Blank lines are kept at first, so that rows keep the number they have in the file.
+        # Blank lines are kept at first, so that rows keep the number they have in the file; the
+        # header is read as a row, as pandas would rename a column whose name stands there twice.
         frame = pd.read_csv(
             io.BytesIO(content),
+            header=None,
             dtype=str,
             keep_default_na=False,
             na_filter=False,
@@ -75,8 +78,10 @@ def read_table(
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{csv} is not a CSV in UTF-8: {str(error).strip()}") from None
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(f"{csv}: the rows have more fields than the header; check its first line")
+    if b"\0" in content:
+        raise DataError(f"{csv} is not a CSV in UTF-8: it holds zero bytes; save it anew")
+    names = list(frame.iloc[0])
+    frame = frame.iloc[1:]
     wanted = {purpose: column for purpose, column in columns.items() if column is not None}
     missing = [
         (
@@ -84,9 +89,13 @@ def read_table(
             if have_keys
             else f"{csv} has no column {column!r} (the {purpose}); "
         )
-        + _nearest(column, list(frame.columns))
+        + _nearest(column, names)
         for purpose, column in wanted.items()
-        if column not in frame.columns
+        if column not in names
+    ] + [
+        f"{csv} has {names.count(column)} columns {column!r} (the {purpose}); rename all but one"
+        for purpose, column in wanted.items()
+        if names.count(column) > 1
     ]
     if missing:
         raise DataError("\n".join(missing))
@@ -95,7 +104,7 @@ def read_table(
     if frame.empty:
         raise DataError(f"{csv} has a header but no rows; one row per image is needed")
     return pd.DataFrame({
-        purpose: frame[column].str.strip() for purpose, column in wanted.items()
+        purpose: frame[names.index(column)].str.strip() for purpose, column in wanted.items()
     })  # fmt: skip
 
 
