@@ -142,3 +142,31 @@ def test_the_draw_does_not_depend_on_the_order_of_the_rows(project):
     other = project.load(split_column="")
     for part in ("train", "val", "test"):
         assert set(getattr(one, part).ids) == set(getattr(other, part).ids)
+
+
+@pytest.mark.parametrize("name", ["sub/../d", "link.jpg", "folder/d"])
+def test_one_file_under_two_names_is_an_image_named_twice(project, name):
+    (project.images / "sub").mkdir()
+    (project.images / "link.jpg").symlink_to("d.jpg")
+    (project.images / "folder").symlink_to(".")
+    project.rows.append((name, "mel", "south", "train", ""))
+    text = project.error()
+    assert f"1 row(s) name the same image twice: row 6 ({name!r}, as in row 5)" in text
+
+
+def test_a_dot_in_an_id_makes_no_ending(project):
+    for name in ("1.2.840", "v1.lesion"):
+        project.save(Image.new("RGB", (8, 8), (200, 0, 0)), f"{name}.jpg")
+        project.rows.append((name, "nv", "north", "train", ""))
+    project.save(Image.new("RGB", (8, 8), (200, 0, 0)), "3.1.PNG")
+    project.rows.append(("3.1.PNG", "nv", "north", "train", ""))
+    assert project.load().train.images[-3:, 0].min() == 200
+
+
+def test_an_ending_that_no_image_has_is_given_as_the_extension(project):
+    project.save(Image.new("RGB", (8, 8), (200, 0, 0)), "x.scan", format="png")
+    project.rows.append(("x.scan", "nv", "north", "train", ""))
+    assert "x.scan.jpg, but x.scan does)" in project.error()
+    project.rows[-1] = ("x", *project.rows[-1][1:])
+    project.rows[:-1] = [(f"{row[0]}.jpg", *row[1:]) for row in ROWS]
+    assert project.load(extension=".scan").train.images[-1, 0].min() == 200

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import PIL
+from PIL import Image
 from pydantic import Field
 
 from fedkd import paths
@@ -76,8 +77,15 @@ def read_bytes(csv: Path, key: str) -> bytes:
 
 
 def image_files(folder: Path, ids: Iterable[str], extension: str = ".jpg") -> list[Path]:
-    """File of each id; those without suffix get ``extension``."""
-    return [folder / (name if Path(name).suffix else f"{name}{extension}") for name in ids]
+    """File of each id; ``extension`` is added where an id ends neither in it nor as images do.
+
+    A dot alone makes no ending: "1.2.840" is ``1.2.840.jpg``.
+    """
+    endings = {extension.lower(), *Image.registered_extensions()}
+    return [
+        folder / (name if Path(name).suffix.lower() in endings else f"{name}{extension}")
+        for name in ids
+    ]
 
 
 def load_images(
@@ -108,7 +116,7 @@ def load_images(
         problems: What was found already; raised with what is wrong with the files.
         cache_dir: Where to keep the decoded images; None is the user's cache.
         split_values: What the split column holds for train, val and test.
-        extension: Added to ids that have no suffix.
+        extension: As :func:`image_files` takes it.
 
     Raises:
         DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file, or one
@@ -159,7 +167,8 @@ def _check_files(
     Notes missing, empty and twice-named files and those outside the folder.
     """
     stats, missing, empty, twice, outside = [], [], [], [], []
-    seen: dict[Path, int | str] = {}
+    # Two names of one file (a link, "x/../") would pass from train into test.
+    seen: dict[str, int | str] = {}
     for row, name, file in zip(table.index, table["id"], files, strict=True):
         stats.append((0, 0))
         if not name:
@@ -167,9 +176,9 @@ def _check_files(
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)):
             outside.append((row, repr(name)))
             continue
-        if file in seen:
-            twice.append((row, f"{name!r}, as in row {seen[file]}"))
-        seen.setdefault(file, row)
+        first = seen.setdefault(os.path.realpath(file), row)
+        if first != row:
+            twice.append((row, f"{name!r}, as in row {first}"))
         try:
             stat = file.stat()
         except OSError:
@@ -193,11 +202,11 @@ def _check_files(
 
 
 def _alike(missing: list[Path]) -> dict[Path, str]:
-    """For missing files, one beside it whose name differs in case or ending only, as a hint."""
+    """For missing files, one beside it that differs in case or ending only, as a hint."""
     hints = {}
     for folder in {file.parent for file in missing}:
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        by_stem = {Path(name).stem.lower(): name for name in names}
+        by_stem = {key.lower(): name for name in names for key in (name, Path(name).stem)}
         for file in missing:
             if file.parent == folder and file.stem.lower() in by_stem:
                 hints[file] = f", but {by_stem[file.stem.lower()]} does"
