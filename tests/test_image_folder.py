@@ -1,4 +1,6 @@
 import logging
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -145,6 +147,26 @@ def test_other_layouts_are_refused(project, folders, text):
     for folder in folders:
         (project.root / folder).mkdir(parents=True)
     assert text in project.error()
+
+
+def test_splits_by_another_name_do_not_become_classes(project):
+    project.save(*(f"{split}/{c}/1.jpg" for split in ("Train", "validation") for c in "ab"))
+    assert project.error() == (
+        f"data.root {project.root} holds the folders Train, validation, which would become "
+        "classes; rename them to train, val and test"
+    )
+
+
+def test_a_circle_of_links_repeats_no_image(flat):
+    (flat.root / "a/again").symlink_to(".")
+    assert "row(s) name the same image twice: " in flat.error()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_are_shown_escaped(flat):
+    (flat.root / "a" / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
+    assert "1 file(s) in " in flat.error()
+    assert "\\udcff.jpg'; rename them" in flat.error()
 
 
 def test_an_empty_test_folder_is_not_drawn_anew(project):

@@ -24,6 +24,8 @@ from fedkd.errors import DataError
 logger = logging.getLogger(__name__)
 
 _ENDINGS = ", ".join(IMG_EXTENSIONS)
+_LIKE_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+_NUM_SHOWN = 5
 
 CARD = DataCard(title="Your own image files in a folder per class")
 
@@ -125,6 +127,11 @@ def _find_images(root: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, 
     folders = _folders(root)
     splits = [name for name in SPLITS if name in folders]
     if not splits:
+        if alike := [name for name in folders if name.lower() in _LIKE_SPLITS]:
+            raise DataError(
+                f"data.root {root} holds the folders {', '.join(alike)}, which would become "
+                "classes; rename them to train, val and test"
+            )
         return _read(root, {"train": root}), tuple(folders), ()
     other = [name for name in folders if name not in SPLITS]
     if other or not {"train", "test"} <= set(splits):
@@ -167,6 +174,11 @@ def _read(root: Path, splits: dict[str, Path]) -> pd.DataFrame:
             raise DataError(
                 f"there is no image in the class folders of {folder}; images end in {_ENDINGS}"
             )
+        if undecodable := [file for file, _ in samples if not _is_text(file)]:
+            raise DataError(
+                f"{len(undecodable)} file(s) in {folder} have a name or folder that is not UTF-8: "
+                f"{', '.join(map(ascii, undecodable[:_NUM_SHOWN]))}; rename them"
+            )
         rows += [
             (Path(file).relative_to(root).as_posix(), classes[label], split)
             for file, label in samples
@@ -187,3 +199,8 @@ def _capture(pattern: str, name: str) -> str:
     """What the first parentheses match; "" if nothing."""
     match = re.search(pattern, name)
     return (match[1] or "") if match else ""
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written as UTF-8; on Linux it may be any bytes."""
+    return name.encode(errors="replace").decode() == name
