@@ -3,6 +3,8 @@
 import hashlib
 import re
 import sys
+import threading
+import time
 import zipfile
 
 import pytest
@@ -58,6 +60,30 @@ def run(capsys, *arguments):
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     return code, out, err
+
+
+def test_a_second_process_waits_and_then_finds_the_files_there(store, monkeypatch):
+    card = DataCard("Small", downloads=(Download(f"{URL}a", "a"), Download(f"{URL}b", "b")))
+    inside, most, fetched = [], [], []
+
+    def fetch(_, path, **__):
+        inside.append(path)
+        most.append(len(inside))
+        if not path.exists():
+            time.sleep(0.05)
+            path.write_bytes(b"x")
+            fetched.append(path.name)
+        inside.remove(path)
+        return "hash"
+
+    monkeypatch.setattr(obtain, "fetch", fetch)
+    arguments = (card, store, lambda *_: None, lambda *_: None)
+    threads = [threading.Thread(target=obtain.fetch_all, args=arguments) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (max(most), fetched) == (1, ["a", "b"])
 
 
 # The cards

@@ -1,8 +1,12 @@
 """Getting a data set: its files that anybody may download, and what is not there yet."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fedkd import paths
 from fedkd.config import Section
@@ -10,6 +14,8 @@ from fedkd.data.card import DataCard, Download
 from fedkd.disk import on_disk
 from fedkd.fetching import fetch
 from fedkd.unpacking import unpack
+
+logger = logging.getLogger(__name__)
 
 Show = Callable[[str, int, int | None], None]
 """Takes what is being done, how far it is, and how far it has to go (None if unknown)."""
@@ -21,6 +27,7 @@ def fetch_all(
     """Fetch, check and unpack everything that anybody may download; what is there is only checked.
 
     An archive that was unpacked once may be deleted: a file ``NAME.unpacked`` beside it remembers.
+    Of two processes that fetch into one folder, one waits for the other.
 
     Args:
         card: What there is.
@@ -32,24 +39,51 @@ def fetch_all(
     Raises:
         FetchError: See :func:`fedkd.fetching.fetch` and :func:`fedkd.unpacking.unpack`.
     """
-    for item in card.downloads:
-        path = folder / item.path
-        unpacked = path.with_name(f"{path.name}.unpacked")
-        if unpacked.exists() and not path.exists():
-            done(item, "")
-            continue
-        digest = fetch(
-            item.url,
-            path,
-            sha256=item.sha256,
-            md5=item.md5,
-            progress=partial(show, path.name),
-        )
-        if item.unpack is not None:
-            unpack(path, folder / item.unpack, partial(show, f"unpacking {path.name}"))
-            with on_disk(unpacked):
-                unpacked.touch()
-        done(item, digest)
+    # What is there may lie in a folder that nobody may write to.
+    there = all(_is_fetched(folder / item.path) for item in card.downloads)
+    with nullcontext() if there else _alone(folder):
+        for item in card.downloads:
+            path = folder / item.path
+            if _is_fetched(path) and not path.exists():
+                done(item, "")
+                continue
+            digest = fetch(
+                item.url,
+                path,
+                sha256=item.sha256,
+                md5=item.md5,
+                progress=partial(show, path.name),
+            )
+            if item.unpack is not None:
+                unpack(path, folder / item.unpack, partial(show, f"unpacking {path.name}"))
+                with on_disk(path):
+                    _unpacked(path).touch()
+            done(item, digest)
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unpacked")
+
+
+def _is_fetched(path: Path) -> bool:
+    return path.exists() or _unpacked(path).exists()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process fetches into the folder; the system frees a dead one's lock."""
+    lock = FileLock(folder / ".fetch.lock")
+    with on_disk(folder / ".fetch.lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process fetches into %s; waiting for it ...", folder)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def missing(config: Section, card: DataCard) -> list[Path]:
