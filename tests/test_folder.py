@@ -1,11 +1,13 @@
 import os
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fedkd import config as configs
-from fedkd.data import labelled_files
+from fedkd.data import folder, labelled_files
 from fedkd.data.folder import FolderConfig
 from fedkd.errors import ConfigError
 from fedkd.seeding import rng
@@ -48,6 +50,26 @@ def test_given_classes_set_order_and_may_be_absent(project):
     splits = project.load(classes=("nv", "df", "mel"))
     assert splits.train.class_names == ("nv", "df", "mel")
     assert splits.train.class_counts().tolist() == [1, 0, 1]
+
+
+def test_the_documented_recipe_fits_the_documented_table(project):
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    own = text.partition("## A table")[2]
+    table, recipe = (part.partition("```")[0] for part in own.split("```")[1:4:2])
+    header, *rows = table.strip().splitlines()
+    lines = [header]
+    for number in range(40):
+        project.save(Image.new("RGB", (20, 12), (number, 0, 0)), f"scan_{number}.png")
+        shown = number % 2 + 1
+        row = rows[shown - 1].replace(f"_{shown}.", f"_{number}.").replace(f"P{shown}", f"P{number}")
+        lines.append(row)
+    (project.root / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
+    values = tomllib.loads(recipe.removeprefix("toml"))["data"]
+    values |= {"images": str(project.images), "csv": str(project.root / "photos.csv")}
+    splits = folder.load(FolderConfig(**values), project.root / "cache")
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [28, 4, 8]
+    assert splits.train.site_names == ("north", "south")
+    assert set(splits.train.groups) < {f"P{number}" for number in range(40)}
 
 
 def test_without_site_column_there_is_one_site(project):

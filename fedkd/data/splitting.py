@@ -47,7 +47,8 @@ def carve(
     A group (lesion, patient) stays whole and belongs to the site and class of its first image. Of
     the n images of a site and class, fraction * n, rounded half up and at most n - 1, are held
     out: groups in random order, those skipped that are too large for what is left. A class of a
-    site with few images may thus have none held out, and it is never held out wholly.
+    site with few images may thus have none held out, and it is never held out wholly (but for
+    images whose group belongs to another class).
 
     Args:
         table: Columns id, label, site and group, all text; "" is an image without group.
