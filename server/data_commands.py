@@ -110,7 +110,7 @@ def _fetch(options: argparse.Namespace) -> None:
             raise
     lacking = missing(settings, card)
     if not lacking:
-        print(f"everything is there; `fedkd data check {name}` looks at it closely")
+        print(f"what can be fetched is there; `fedkd data check {name}` shows whether it is whole")
         return
     print(f"\n{card.title} cannot be fetched without you:\n{card.steps or card.source}")
     raise DataError(

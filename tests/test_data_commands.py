@@ -190,7 +190,9 @@ def test_fetch_of_a_complete_data_set_succeeds(store, capsys, published):
     published({}, steps="1. Go there.")
     code, out, _ = run(capsys, "fetch", "isic2019_lt")
     assert code == 0
-    assert out == "everything is there; `fedkd data check isic2019_lt` looks at it closely\n"
+    assert out == (
+        "what can be fetched is there; `fedkd data check isic2019_lt` shows whether it is whole\n"
+    )
 
 
 def test_an_archive_is_unpacked_mends_what_is_lost_and_may_be_deleted(

@@ -61,8 +61,8 @@ def test_the_documented_recipe_fits_the_documented_table(project):
     for number in range(40):
         project.save(Image.new("RGB", (20, 12), (number, 0, 0)), f"scan_{number}.png")
         shown = number % 2 + 1
-        row = rows[shown - 1].replace(f"_{shown}.", f"_{number}.").replace(f"P{shown}", f"P{number}")
-        lines.append(row)
+        row = rows[shown - 1].replace(f"_{shown}.", f"_{number}.")
+        lines.append(row.replace(f"P{shown}", f"P{number}"))
     (project.root / "photos.csv").write_text("\n".join(lines), encoding="utf-8")
     values = tomllib.loads(recipe.removeprefix("toml"))["data"]
     values |= {"images": str(project.images), "csv": str(project.root / "photos.csv")}

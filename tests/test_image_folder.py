@@ -104,6 +104,12 @@ def test_classes_of_class_folders_alone_are_torchvisions(flat):
         assert [theirs[str(flat.root / image)] for image in split.ids] == split.labels.tolist()
 
 
+def test_a_hidden_folder_is_no_class(flat):
+    classes = flat.load().train.class_names
+    (flat.root / ".ipynb_checkpoints").mkdir()
+    assert flat.load().train.class_names == classes
+
+
 def test_patients_stay_together_and_sites_are_read_from_names(flat):
     splits = flat.load(group_pattern="^(P[0-9]+)_", site_pattern="_(north|south)_")
     assert splits.train.site_names == ("north", "south")

@@ -153,8 +153,15 @@ def _find_images(root: Path) -> tuple[pd.DataFrame, tuple[str, ...], tuple[str, 
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted as torchvision sorts classes; at least one."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    """Names of the folders in a folder, sorted as torchvision sorts classes; at least one.
+
+    Hidden ones, which editors leave, are none; torchvision would take them for empty classes.
+    """
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not names:
         raise DataError(f"{folder} holds no folders; it must hold one per class")
     return names
