@@ -2,9 +2,10 @@
 
 What becomes of a file: the first frame is used; EXIF rotation is applied; colour profiles are not.
 Grey (8 bit, black and white) is repeated into three channels; 16-bit grey is divided by 257, so
-0..65535 becomes 0..255; of 16-bit colour the high byte is taken; palettes, CMYK and other colour spaces go through Pillow's conversion;
-transparent parts become black. Then the picture is resized to a square, bilinear with
-antialiasing, without keeping its aspect ratio (our choice: a crop could lose the lesion).
+0..65535 becomes 0..255; of 16-bit colour the high byte is taken; palettes, CMYK and other colour
+spaces go through Pillow's conversion; transparent parts become black. Then the picture is resized
+to a square, bilinear with antialiasing, without keeping its aspect ratio (our choice: a crop could
+lose the lesion).
 """
 
 import logging
