@@ -9,7 +9,7 @@ import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -149,14 +149,17 @@ def _merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section]
     """Lay ``change`` over ``base`` in place, table by table.
 
     Where a table's name chooses between models (the data set), another name starts the table
-    afresh: keys of one data set mean nothing to the next.
+    afresh: keys of one data set mean nothing to the next. An empty table empties one of free keys
+    (class counts), which could not be taken back otherwise.
     """
     for key, value in change.items():
         old = base.get(key)
         field = model.model_fields.get(key) if model else None
         if not isinstance(value, Mapping) or not isinstance(old, dict):
             base[key] = dict(value) if isinstance(value, Mapping) else value
-        elif field and _renames(field, old, value):
+        elif field and (
+            _renames(field, old, value) or (not value and get_origin(field.annotation) is dict)
+        ):
             base[key] = dict(value)
         else:
             inner = field.annotation if field else None

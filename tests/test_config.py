@@ -153,3 +153,13 @@ def test_numbers_are_finite(override):
     key = override.partition("=")[0]
     with pytest.raises(ConfigError, match=f"{key} is (inf|nan) .*it must be"):
         config.load(Recipe, Path(__file__).parents[1] / "configs/quickstart.toml", [override])
+
+
+def test_an_empty_table_of_free_keys_takes_them_back(tmp_path):
+    path = tmp_path / "counts.toml"
+    path.write_text("[long_tail]\ncounts = {NV = 20}\n", encoding="utf-8")
+    overrides = ["long_tail.counts={}", "long_tail.imbalance_factor=5"]
+    recipe = config.load(Recipe, path, overrides)
+    assert (recipe.long_tail.counts, recipe.long_tail.imbalance_factor) == ({}, 5)
+    with pytest.raises(ConfigError, match="both given"):
+        config.load(Recipe, path, overrides[1:])
