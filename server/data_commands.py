@@ -173,7 +173,7 @@ def _print(console: Console, report: Report) -> None:
         for column in table.columns:
             shown.add_column(str(column), justify="right")
         for name, row in table.iterrows():
-            shown.add_row(str(name), *map(_cell, row))
+            shown.add_row(escape(str(name)), *map(_cell, row))
         shown.add_section()
         total = table.sum(min_count=1)
         shown.add_row("all", *map(_cell, total))
