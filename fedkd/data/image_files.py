@@ -68,6 +68,7 @@ def decode_files(
         Pixels, uint8 (len(files), 3, size, size), and for each unreadable file its index and the
         reason, by index; its pixels are undefined.
     """
+    logger.info("reading %d images, resized to %d px ...", len(files), size)
     shape = (len(files), 3, size, size)
     images = np.empty(shape, np.uint8) if allocate is None else allocate(shape)
     faults: list[tuple[int, str]] = []
@@ -83,6 +84,7 @@ def find_broken(
     files: Sequence[Path], size: int, num_workers: int | None = None
 ) -> list[tuple[int, str]]:
     """The faults that :func:`decode_files` would return; the pixels are not kept."""
+    logger.info("looking for broken files among %d images ...", len(files))
     decoded = _decoded(files, size, num_workers)
     return [(index, result) for index, result in decoded if isinstance(result, str)]
 
@@ -91,7 +93,6 @@ def _decoded(
     files: Sequence[Path], size: int, num_workers: int | None
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8] | str]]:
     """Index and pixels, or fault, of each file, in order."""
-    logger.info("reading %d images, resized to %d px ...", len(files), size)
     last = time.monotonic()
     with ThreadPoolExecutor(max_workers=num_workers or default_workers()) as pool:
         for first in range(0, len(files), _IN_FLIGHT):
