@@ -10,7 +10,7 @@ from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
-from fedkd.data.lesions import LesionsConfig
+from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.explore import ExploreConfig
 from fedkd.fourier.prompts import PromptConfig

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from fedkd.data import folder
-from fedkd.data.folder import FolderConfig
+from fedkd.data.sets import folder
+from fedkd.data.sets.folder import FolderConfig
 from fedkd.errors import DataError
 
 ROWS = [

@@ -12,9 +12,9 @@ import pytest
 from fedkd import config as configs
 from fedkd.data import catalog, check
 from fedkd.data.card import DataCard, Download
-from fedkd.data.ham10000 import Ham10000Config
 from fedkd.data.images import LabelledImages, Splits
-from fedkd.data.lesions import LesionsConfig
+from fedkd.data.sets.ham10000 import Ham10000Config
+from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.errors import DataError
 from fedkd.recipe import Recipe
 from tests.test_folder import Project

@@ -10,11 +10,12 @@ import zipfile
 import pytest
 from PIL import Image
 
-from fedkd.data import catalog, fed_isic2019, isic2019_lt, obtain
+from fedkd.data import catalog, obtain
 from fedkd.data.card import DataCard, Download
 from fedkd.data.catalog import DATASETS
-from fedkd.data.fed_isic2019 import FedIsic2019Config
-from fedkd.data.isic2019_lt import Isic2019LtConfig
+from fedkd.data.sets import fed_isic2019, isic2019_lt
+from fedkd.data.sets.fed_isic2019 import FedIsic2019Config
+from fedkd.data.sets.isic2019_lt import Isic2019LtConfig
 from fedkd.errors import ConfigError, FetchError
 from server.cli import main
 from tests.image_project import Project

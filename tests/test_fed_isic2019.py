@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd import config as configs
-from fedkd.data import fed_isic2019
-from fedkd.data.fed_isic2019 import SITES, FedIsic2019Config
+from fedkd.data.sets import fed_isic2019
+from fedkd.data.sets.fed_isic2019 import SITES, FedIsic2019Config
 from fedkd.errors import ConfigError, DataError
 from tests.isic_files import decode_nothing, save_fed_isic, save_images
 
-OWN_LOG = "fedkd.data.fed_isic2019"
+OWN_LOG = "fedkd.data.sets.fed_isic2019"
 NUM_TRAIN = {center: 20 + 10 * center for center in range(6)}
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from fedkd.data import catalog, fed_isic2019
-from fedkd.data.fed_isic2019 import SITES, FedIsic2019Config
+from fedkd.data import catalog
+from fedkd.data.sets import fed_isic2019
+from fedkd.data.sets.fed_isic2019 import SITES, FedIsic2019Config
 from fedkd.errors import DataError
 from tests.isic_files import save_flamby, save_images
 

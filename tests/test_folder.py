@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from fedkd import config as configs
-from fedkd.data import folder, labelled_files
-from fedkd.data.folder import FolderConfig
+from fedkd.data import labelled_files
+from fedkd.data.sets import folder
+from fedkd.data.sets.folder import FolderConfig
 from fedkd.errors import ConfigError
 from fedkd.seeding import rng
 from tests.image_project import ROWS, Project

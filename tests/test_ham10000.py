@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from fedkd import config as configs
-from fedkd.data import ham10000
-from fedkd.data.ham10000 import CARD, Ham10000Config
 from fedkd.data.images import SPLITS
+from fedkd.data.sets import ham10000
+from fedkd.data.sets.ham10000 import CARD, Ham10000Config
 from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import open_data
 from fedkd.recipe import Recipe

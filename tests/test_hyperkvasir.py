@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 from fedkd import config as configs
-from fedkd.data import hyperkvasir
-from fedkd.data.hyperkvasir import BOUNDS, CLASS_COUNTS, FOLDERS, HyperKvasirConfig
 from fedkd.data.longtail import head_medium_tail
+from fedkd.data.sets import hyperkvasir
+from fedkd.data.sets.hyperkvasir import BOUNDS, CLASS_COUNTS, FOLDERS, HyperKvasirConfig
 from fedkd.errors import ConfigError, DataError
 
 CLASSES = tuple(sorted(CLASS_COUNTS))

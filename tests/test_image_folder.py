@@ -8,8 +8,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from fedkd import config as configs
-from fedkd.data import image_folder
-from fedkd.data.image_folder import ImageFolderConfig
+from fedkd.data.sets import image_folder
+from fedkd.data.sets.image_folder import ImageFolderConfig
 from fedkd.errors import ConfigError, DataError
 
 

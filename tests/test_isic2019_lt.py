@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 
 from fedkd import config as configs
-from fedkd.data import isic2019_lt
-from fedkd.data.isic2019_lt import CLASS_NAMES, IMBALANCE_FACTORS, Isic2019LtConfig
-from fedkd.data.isic_lists import CLASS_NAMES as ISIC_2019
+from fedkd.data.sets import isic2019_lt
+from fedkd.data.sets.isic2019_lt import CLASS_NAMES, IMBALANCE_FACTORS, Isic2019LtConfig
+from fedkd.data.sets.isic_lists import CLASS_NAMES as ISIC_2019
 from fedkd.errors import ConfigError, DataError
 from tests.isic_files import decode_nothing, save_images, save_isic_lt
 

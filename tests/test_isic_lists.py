@@ -2,8 +2,9 @@ import logging
 
 import pytest
 
-from fedkd.data import isic2019_lt, labelled_files
-from fedkd.data.isic2019_lt import Isic2019LtConfig
+from fedkd.data import labelled_files
+from fedkd.data.sets import isic2019_lt
+from fedkd.data.sets.isic2019_lt import Isic2019LtConfig
 from fedkd.errors import ConfigError, DataError
 from tests.isic_files import save_images, save_isic_lt
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedkd.data import folder
+from fedkd.data.sets import folder
 from tests.image_project import ROWS, Project
 
 

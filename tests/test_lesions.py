@@ -6,13 +6,13 @@ import pytest
 from sklearn.linear_model import RidgeClassifier
 
 from fedkd import config as configs
-from fedkd.data import lesions
-from fedkd.data.acquisition import hospital, photograph
-from fedkd.data.case_mix import assign_sites, case_mix
-from fedkd.data.lesion_images import CLASS_NAMES, DIAGNOSES, draw_lesion
-from fedkd.data.lesion_structures import STRUCTURES
-from fedkd.data.lesions import LesionsConfig
-from fedkd.data.skin_patterns import Canvas
+from fedkd.data.sets import lesions
+from fedkd.data.sets.acquisition import hospital, photograph
+from fedkd.data.sets.case_mix import assign_sites, case_mix
+from fedkd.data.sets.lesion_images import CLASS_NAMES, DIAGNOSES, draw_lesion
+from fedkd.data.sets.lesion_structures import STRUCTURES
+from fedkd.data.sets.lesions import LesionsConfig
+from fedkd.data.sets.skin_patterns import Canvas
 from fedkd.errors import ConfigError
 from fedkd.seeding import rng
 

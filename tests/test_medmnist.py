@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fedkd import config as configs
-from fedkd.data import medmnist
 from fedkd.data.check import check
-from fedkd.data.medmnist import FLAGS, MedMnistConfig, downloads
+from fedkd.data.sets import medmnist
+from fedkd.data.sets.medmnist import FLAGS, MedMnistConfig, downloads
 from fedkd.errors import ConfigError, DataError, DependencyError
 
 INFO = pytest.importorskip("medmnist.info", reason="the extra medmnist is not installed").INFO

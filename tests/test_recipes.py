@@ -7,14 +7,14 @@ import pytest
 
 from fedkd import config
 from fedkd.data.catalog import DATASETS
-from fedkd.data.fed_isic2019 import FedIsic2019Config
-from fedkd.data.folder import FolderConfig
-from fedkd.data.ham10000 import Ham10000Config
-from fedkd.data.hyperkvasir import HyperKvasirConfig
-from fedkd.data.image_folder import ImageFolderConfig
-from fedkd.data.isic2019_lt import Isic2019LtConfig
-from fedkd.data.lesions import LesionsConfig
-from fedkd.data.medmnist import MedMnistConfig
+from fedkd.data.sets.fed_isic2019 import FedIsic2019Config
+from fedkd.data.sets.folder import FolderConfig
+from fedkd.data.sets.ham10000 import Ham10000Config
+from fedkd.data.sets.hyperkvasir import HyperKvasirConfig
+from fedkd.data.sets.image_folder import ImageFolderConfig
+from fedkd.data.sets.isic2019_lt import Isic2019LtConfig
+from fedkd.data.sets.lesions import LesionsConfig
+from fedkd.data.sets.medmnist import MedMnistConfig
 from fedkd.recipe import Recipe
 from fedkd.teachers.pretrain import PretrainConfig
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from fedkd import config, seeding
-from fedkd.data import folder, labelled_files
-from fedkd.data.folder import FolderConfig
+from fedkd.data import labelled_files
+from fedkd.data.sets import folder
+from fedkd.data.sets.folder import FolderConfig
 from fedkd.data.streaming import FilePixels
 from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import open_experiment

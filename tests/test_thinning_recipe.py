@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd import config
-from fedkd.data import folder
-from fedkd.data.folder import FolderConfig
 from fedkd.data.images import GroupBounds, LabelledImages, Splits
 from fedkd.data.longtail import realised_imbalance
+from fedkd.data.sets import folder
+from fedkd.data.sets.folder import FolderConfig
 from fedkd.data.thinning import LongTailConfig, thin
 from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment

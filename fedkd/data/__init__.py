@@ -1,1 +1,1 @@
-"""Data sets, each delivered as :class:`fedkd.data.images.Splits`."""
+"""Images from their files to a batch: reading, storing, dividing, augmenting, checking."""

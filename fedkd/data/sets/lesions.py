@@ -1,8 +1,8 @@
 """The embedded data set ``lesions``: synthetic dermoscopy-like images from simulated hospitals.
 
 For learning the toolkit, for tests and for comparing methods where no data can be had. The images
-are drawn by formulas (:mod:`fedkd.data.lesion_images`, :mod:`fedkd.data.acquisition`); they are no
-substitute for real data, and no figure reached on them says anything about patients.
+are drawn by formulas (:mod:`fedkd.data.sets.lesion_images`, :mod:`fedkd.data.sets.acquisition`);
+they are no substitute for real data, and no figure reached on them says anything about patients.
 
 Class names and their order are those of the ISIC 2019 challenge, and classes are ranked by size
 as there; everything else is our choice.
@@ -18,13 +18,13 @@ import PIL
 from pydantic import Field, model_validator
 
 from fedkd.config import Section
-from fedkd.data.acquisition import Hospital, hospital, photograph
 from fedkd.data.cache import load_or_build
 from fedkd.data.card import DataCard
-from fedkd.data.case_mix import Floats, assign_sites, case_mix
 from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
-from fedkd.data.lesion_images import CLASS_NAMES, draw_lesion
 from fedkd.data.longtail import exponential_counts
+from fedkd.data.sets.acquisition import Hospital, hospital, photograph
+from fedkd.data.sets.case_mix import Floats, assign_sites, case_mix
+from fedkd.data.sets.lesion_images import CLASS_NAMES, draw_lesion
 from fedkd.seeding import rng as derived_rng
 
 logger = logging.getLogger(__name__)

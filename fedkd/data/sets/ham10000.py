@@ -85,7 +85,7 @@ def load(config: Ham10000Config, cache_dir: Path | None = None) -> Splits:
 
     Raises:
         ConfigError: A variable in a path is not set.
-        DataError: What :func:`fedkd.data.folder.load` finds, or a split without images.
+        DataError: What :func:`fedkd.data.sets.folder.load` finds, or a split without images.
     """
     csv = paths.expand(config.metadata, "data.metadata")
     content = read_bytes(csv, "data.metadata")

@@ -4,7 +4,7 @@ The lists ``{train,val}_flamby_isic_fl_{center}_{fold}.csv`` with the columns im
 from the repository of Fed-MAS (Elbatel et al., DeCaF @ MICCAI 2023, github.com/xmed-lab/Fed-MAS,
 ``data/Flamby_isic``); the centres are those of FLamby (Ogier du Terrail et al., "FLamby: Datasets
 and Benchmarks for Cross-Silo Federated Learning in Realistic Healthcare Settings", NeurIPS 2022).
-Images and licence: :mod:`fedkd.data.isic_lists`. Images of the lists of fold 1:
+Images and licence: :mod:`fedkd.data.sets.isic_lists`. Images of the lists of fold 1:
 
 | centre | acquired as | train + val | test |
 |---|---|---|---|
@@ -42,12 +42,12 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from fedkd import paths
-from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import Integers, Splits
-from fedkd.data.isic_lists import CLASS_NAMES, IsicConfig, load_lists, read_lists
 from fedkd.data.labelled_files import open_folder, read_bytes
+from fedkd.data.sets import isic_cards
+from fedkd.data.sets.isic_lists import CLASS_NAMES, IsicConfig, load_lists, read_lists
 from fedkd.data.splitting import carve
 from fedkd.errors import DataError
 from fedkd.seeding import rng
@@ -133,7 +133,7 @@ def load(config: FedIsic2019Config, cache_dir: Path | None = None) -> Splits:
     Raises:
         ConfigError: A variable in a path is not set.
         DataError: A list, a column or images are missing, a row is wrong, or val gets no image;
-            see :func:`fedkd.data.isic_lists.load_lists`.
+            see :func:`fedkd.data.sets.isic_lists.load_lists`.
     """
     table, content, source = (
         _read_split_csv(config.split_csv, config.centers)

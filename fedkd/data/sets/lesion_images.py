@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedkd.data.lesion_structures import STRUCTURES, Layers
-from fedkd.data.skin_patterns import Canvas, Field, sigmoid
+from fedkd.data.sets.lesion_structures import STRUCTURES, Layers
+from fedkd.data.sets.skin_patterns import Canvas, Field, sigmoid
 
 Range = tuple[float, float]
 

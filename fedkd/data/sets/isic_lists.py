@@ -111,7 +111,7 @@ def load_lists(
 
     Raises:
         DataError: Images are missing and may not be skipped, or a split has none; or what
-            :func:`fedkd.data.folder.load` finds.
+            :func:`fedkd.data.sets.folder.load` finds.
     """
     folder = open_folder(config.images, "data.images")
     problems = Problems(source)

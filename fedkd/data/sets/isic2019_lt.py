@@ -2,8 +2,8 @@
 
 The lists ``{train,val,test}_skin{fold}_{0.01|0.005|0.002}.csv`` with the columns image,
 finding_name and finding come from the repository of FoPro-KD (Elbatel et al., IEEE TMI 2024, arXiv
-2305.17421); images and licence: :mod:`fedkd.data.isic_lists`. Val has 50 and test 100 images per
-class, and no image is in two lists. Training images per class in split 1, from NV to DF:
+2305.17421); images and licence: :mod:`fedkd.data.sets.isic_lists`. Val has 50 and test 100 images
+per class, and no image is in two lists. Training images per class in split 1, from NV to DF:
 
 | factor | realised | NV, MEL, BCC, BKL, AK, SCC, VASC, DF |
 |---|---|---|
@@ -27,11 +27,11 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from fedkd.data import isic_cards
 from fedkd.data.card import DataCard
 from fedkd.data.images import SPLITS, Splits
-from fedkd.data.isic_lists import IsicConfig, load_lists, read_lists
 from fedkd.data.labelled_files import open_folder
+from fedkd.data.sets import isic_cards
+from fedkd.data.sets.isic_lists import IsicConfig, load_lists, read_lists
 
 IMBALANCE_FACTORS = (0.01, 0.005, 0.002)
 """Smallest over largest class, as in the names of the lists."""
@@ -81,7 +81,7 @@ def load(config: Isic2019LtConfig, cache_dir: Path | None = None) -> Splits:
     Raises:
         ConfigError: A variable in a path is not set.
         DataError: A list, a column or images are missing, or a row is wrong; see
-            :func:`fedkd.data.isic_lists.load_lists`.
+            :func:`fedkd.data.sets.isic_lists.load_lists`.
     """
     lists = {
         f"{split}_skin{config.fold}_{config.imbalance_factor:g}.csv": {"split": split}

@@ -124,7 +124,7 @@ def load(config: HyperKvasirConfig, cache_dir: Path | None = None) -> Splits:
     Raises:
         ConfigError: A variable in the path is not set.
         DataError: A class folder, the table or its column is missing; a file without row or a row
-            without file; a split without images; or what :func:`fedkd.data.folder.load` finds.
+            without file; a split without images; or what :func:`fedkd.data.sets.folder.load` finds.
     """
     root = open_folder(config.root, "data.root")
     csv = root / "image-labels.csv"

@@ -1,7 +1,7 @@
 """Dermoscopic structures, drawn onto a lesion: networks, globules, vessels, cysts, scale ...
 
 Each function changes the layers in place by ``strength`` (about 0.45..1.2). What they show follows
-the sources named in :mod:`fedkd.data.lesion_images`; all numbers are our choice.
+the sources named in :mod:`fedkd.data.sets.lesion_images`; all numbers are our choice.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkd.data.skin_patterns import Canvas, Field, sigmoid
+from fedkd.data.sets.skin_patterns import Canvas, Field, sigmoid
 
 
 @dataclass

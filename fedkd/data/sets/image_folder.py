@@ -73,7 +73,7 @@ def load(config: ImageFolderConfig, cache_dir: Path | None = None) -> Splits:
         ConfigError: A variable in the path is not set.
         DataError: No class folders, a folder that is neither split nor class, a class that train
             has no folder of, a name that a pattern does not match, or what
-            :func:`fedkd.data.folder.load` finds.
+            :func:`fedkd.data.sets.folder.load` finds.
     """
     root = open_folder(config.root, "data.root")
     table, classes, given = _find_images(root)

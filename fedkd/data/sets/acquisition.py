@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedkd.data.skin_patterns import Canvas, Field, coordinates, frequencies, sigmoid
+from fedkd.data.sets.skin_patterns import Canvas, Field, coordinates, frequencies, sigmoid
 from fedkd.seeding import rng as derived_rng
 
 
