@@ -38,6 +38,16 @@ class DrawnSplitConfig(ImageFilesConfig):
             )
         return self
 
+    def draw(self, table: pd.DataFrame) -> "pd.Series[str]":
+        """Train, val or test of each image of a table; see :func:`draw_split`."""
+        return draw_split(
+            table,
+            self.name,
+            fraction_val=self.fraction_val,
+            fraction_test=self.fraction_test,
+            seed=self.split_seed,
+        )
+
 
 def carve(
     table: pd.DataFrame, fraction: float, streams: Mapping[str, np.random.Generator]

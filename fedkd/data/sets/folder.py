@@ -17,7 +17,7 @@ from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import image_files, load_images, open_folder, read_bytes
-from fedkd.data.splitting import DrawnSplitConfig, draw_split
+from fedkd.data.splitting import DrawnSplitConfig
 from fedkd.errors import first_of
 
 logger = logging.getLogger(__name__)
@@ -114,13 +114,7 @@ def load(config: FolderConfig, cache_dir: Path | None = None) -> Splits:
     }
     table = read_table(csv, content, columns)
     if not config.split_column:
-        table["split"] = draw_split(
-            table,
-            config.name,
-            fraction_val=config.fraction_val,
-            fraction_test=config.fraction_test,
-            seed=config.split_seed,
-        )
+        table["split"] = config.draw(table)
     problems = Problems(csv)
     check_table(
         table,

@@ -27,7 +27,7 @@ from fedkd.data.card import DataCard
 from fedkd.data.image_table import Problems, check_table, read_table
 from fedkd.data.images import SPLITS, Splits
 from fedkd.data.labelled_files import load_images, open_folder, read_bytes
-from fedkd.data.splitting import DrawnSplitConfig, draw_split
+from fedkd.data.splitting import DrawnSplitConfig
 
 CLASS_COUNTS = {
     "akiec": 327,
@@ -101,13 +101,7 @@ def load(config: Ham10000Config, cache_dir: Path | None = None) -> Splits:
     }
     table = read_table(csv, content, columns, have_keys=False)
     if config.split_column is None:
-        table["split"] = draw_split(
-            table,
-            config.name,
-            fraction_val=config.fraction_val,
-            fraction_test=config.fraction_test,
-            seed=config.split_seed,
-        )
+        table["split"] = config.draw(table)
     problems = Problems(csv)
     check_table(table, SPLITS, tuple(CLASS_COUNTS), require_all_sites=True, problems=problems)
     return load_images(

@@ -89,13 +89,7 @@ def load(config: ImageFolderConfig, cache_dir: Path | None = None) -> Splits:
             )
     problems.raise_if_any()
     if not given:
-        table["split"] = draw_split(
-            table,
-            config.name,
-            fraction_val=config.fraction_val,
-            fraction_test=config.fraction_test,
-            seed=config.split_seed,
-        )
+        table["split"] = config.draw(table)
     elif "val" not in given:
         train = table[table["split"] == "train"]
         table.loc[train.index, "split"] = draw_split(
