@@ -23,9 +23,7 @@ from fedkd.teachers.zoo import TeacherConfig
 from fedkd.training import TrainingConfig
 
 # Keys of [data] that say where images lie and how they are read, not which they are.
-PLACES = frozenset(
-    {"images", "csv", "lists", "split_csv", "metadata", "root", "store", "num_workers"}
-)
+PLACES = {"images", "csv", "lists", "split_csv", "metadata", "root"} | CHANGES_NO_NUMBER
 
 
 class ObjectiveConfig(Section):
@@ -168,7 +166,7 @@ class Recipe(Section):
 
         Two machines with the same images have the same, wherever they keep them.
         """
-        data = self.data.model_dump(mode="json", exclude=set(PLACES))
+        data = self.data.model_dump(mode="json", exclude=PLACES)
         return {"data": data, "long_tail": self.long_tail.model_dump(mode="json")}
 
     def hash(self) -> str:

@@ -16,7 +16,16 @@ ROWS = [
 COLOURS = {"a": 10, "b": 60, "c": 110, "d": 160}
 
 
-class Project:
+class Refused:
+    """What the projects of all data sets have in common; each has a ``load``."""
+
+    def error(self, **changes):
+        with pytest.raises(DataError) as caught:
+            self.load(**changes)
+        return str(caught.value)
+
+
+class Project(Refused):
     """A folder of four small images with its CSV, both to be damaged by a test."""
 
     def __init__(self, root):
@@ -48,8 +57,3 @@ class Project:
     def load(self, **changes):
         self.write()
         return folder.load(self.config(**changes), self.root / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)

@@ -10,13 +10,14 @@ from fedkd import config as configs
 from fedkd.data.sets import fed_isic2019
 from fedkd.data.sets.fed_isic2019 import SITES, FedIsic2019Config
 from fedkd.errors import ConfigError, DataError
+from tests.image_project import Refused
 from tests.isic_files import decode_nothing, save_fed_isic, save_images
 
 OWN_LOG = "fedkd.data.sets.fed_isic2019"
 NUM_TRAIN = {center: 20 + 10 * center for center in range(6)}
 
 
-class Project:
+class Project(Refused):
     """Six centres: half of the training images are MEL, 3 in 10 NV, 2 in 10 SCC; 4 test images."""
 
     def __init__(self, root):
@@ -31,11 +32,6 @@ class Project:
     def load(self, **changes):
         fields = {"images": str(self.images), "lists": str(self.lists), "size": 16, **changes}
         return fed_isic2019.load(FedIsic2019Config(**fields), self.root / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)
 
     def metadata(self, lesions, header="image,lesion_id"):
         """Write which lesion each image shows; the key's value."""

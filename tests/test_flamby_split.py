@@ -5,7 +5,7 @@ import pytest
 from fedkd.data import catalog
 from fedkd.data.sets import fed_isic2019
 from fedkd.data.sets.fed_isic2019 import SITES, FedIsic2019Config
-from fedkd.errors import DataError
+from tests.image_project import Refused
 from tests.isic_files import save_flamby, save_images
 
 # 20 training images and 4 test images at each of three centres, in turn.
@@ -16,7 +16,7 @@ ROWS = [
 ]
 
 
-class Project:
+class Project(Refused):
     def __init__(self, root):
         self.root, self.images, self.csv = root, root / "images", root / "train_test_split"
         save_images(self.images, [row[0] for row in ROWS])
@@ -25,11 +25,6 @@ class Project:
     def load(self, **changes):
         fields = {"images": str(self.images), "split_csv": str(self.csv), "size": 16, **changes}
         return fed_isic2019.load(FedIsic2019Config(**fields), self.root / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)
 
 
 @pytest.fixture

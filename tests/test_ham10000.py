@@ -8,9 +8,10 @@ from fedkd import config as configs
 from fedkd.data.images import SPLITS
 from fedkd.data.sets import ham10000
 from fedkd.data.sets.ham10000 import CARD, Ham10000Config
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError
 from fedkd.experiment import open_data
 from fedkd.recipe import Recipe
+from tests.image_project import Refused
 from tests.isic_files import decode_nothing, save_images
 
 OFFICIAL = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
@@ -23,7 +24,7 @@ ROWS = [
 ]
 
 
-class Project:
+class Project(Refused):
     """Forty images of two sources, two of a lesion, as the authors' table has them."""
 
     def __init__(self, root):
@@ -38,11 +39,6 @@ class Project:
     def load(self, **changes):
         fields = {"images": str(self.images), "metadata": str(self.csv), "size": 16, **changes}
         return ham10000.load(Ham10000Config(**fields), self.root / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)
 
 
 @pytest.fixture

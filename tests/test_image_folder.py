@@ -10,10 +10,11 @@ from torchvision.datasets import ImageFolder
 from fedkd import config as configs
 from fedkd.data.sets import image_folder
 from fedkd.data.sets.image_folder import ImageFolderConfig
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError
+from tests.image_project import Refused
 
 
-class Project:
+class Project(Refused):
     """A root folder to fill with small images whose red channel counts up."""
 
     def __init__(self, folder):
@@ -30,11 +31,6 @@ class Project:
     def load(self, **changes):
         fields = {"root": str(self.root), "size": 16, **changes}
         return image_folder.load(ImageFolderConfig(**fields), self.folder / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 from fedkd.data import labelled_files
 from fedkd.data.sets import isic2019_lt
 from fedkd.data.sets.isic2019_lt import Isic2019LtConfig
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError
+from tests.image_project import Refused
 from tests.isic_files import save_images, save_isic_lt
 
 ROWS = {
@@ -15,7 +16,7 @@ ROWS = {
 }
 
 
-class Project:
+class Project(Refused):
     """Six images and their three lists, to be damaged by a test."""
 
     def __init__(self, root):
@@ -27,11 +28,6 @@ class Project:
     def load(self, **changes):
         fields = {"images": str(self.images), "lists": str(self.lists), "size": 16, **changes}
         return isic2019_lt.load(Isic2019LtConfig(**fields), self.root / "cache")
-
-    def error(self, **changes):
-        with pytest.raises(DataError) as caught:
-            self.load(**changes)
-        return str(caught.value)
 
 
 @pytest.fixture
