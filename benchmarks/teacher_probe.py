@@ -29,15 +29,10 @@ from torch import Tensor, nn
 from fedkd import files, paths, seeding
 from fedkd.models.small_resnet import resnet10
 from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretrain import (
-    PretrainConfig,
-    load_pretrained,
-    measure_statistics,
-    normalize,
-    round_weights,
-)
+from fedkd.teachers.pretrain import PretrainConfig, measure_statistics, normalize
 from fedkd.teachers.probe import Probe, lesion_bootstrap, linear_probe, score
 from fedkd.teachers.simclr import Projector
+from fedkd.teachers.stored import load_pretrained, round_weights
 
 READING_SIZE = 64
 SPLITS = ("train", "val", "test")
@@ -121,7 +116,7 @@ def network_features(network: nn.Module, pixels: Pixels) -> Features:
 
 def teacher_features(path: Path, pixels: Pixels) -> Features:
     """Features by the stored weights, as whoever loads the file gets them."""
-    return network_features(load_pretrained(path)[0], pixels)
+    return network_features(load_pretrained(path).backbone, pixels)
 
 
 def untrained_features(seed: int, pixels: Pixels) -> Features:

@@ -43,3 +43,10 @@ def cache_dir() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "fedkd"
+
+
+def teachers_dir() -> Path:
+    """``$FEDKD_TEACHERS``, the folder of teachers' weights; by default one in the cache."""
+    if given := os.environ.get("FEDKD_TEACHERS"):
+        return Path(given).expanduser()
+    return cache_dir() / "teachers"

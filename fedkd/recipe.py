@@ -19,7 +19,7 @@ from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
 from fedkd.partitions.factory import PartitionConfig
 from fedkd.schedules import ScheduleConfig
-from fedkd.teachers.zoo import TeacherConfig
+from fedkd.teachers.config import TeacherConfig
 from fedkd.training import TrainingConfig
 
 # Keys of [data] that say where images lie and how they are read, not which they are.

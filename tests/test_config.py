@@ -83,7 +83,10 @@ def test_a_circle_of_extends_is_refused(tmp_path):
         (["data.num_trian=3"], "unknown key data.num_trian on .*; did you mean data.num_train"),
         (["num_rounds"], "override 'num_rounds' is not key=value"),
         (["num_rounds=two"], "num_rounds is 'two' on .*; it must be a valid integer"),
-        (["teacher.name=torchvision"], "teacher.architecture must name a model of torchvision"),
+        (
+            ["teacher.name=dinov2_vits"],
+            "teacher.name is 'dinov2_vits'; did you mean dinov2_vits14 or",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, overrides, text):

@@ -21,10 +21,11 @@ from fedkd.fourier.prompts import (
 )
 from fedkd.losses.distillation import feature_distillation
 from fedkd.models.small_resnet import SmallResNet
+from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher, confidence_loss
+from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.moments import layer_divergences, moment_divergence
-from fedkd.teachers.zoo import TeacherConfig, open_teacher
 
 SIZE = 32
 TERMS = {

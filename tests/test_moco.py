@@ -6,7 +6,8 @@ import torchvision
 from torch import nn
 
 from fedkd import seeding
-from fedkd.teachers.zoo import TeacherConfig, open_teacher
+from fedkd.teachers.config import TeacherConfig
+from fedkd.teachers.loading import open_teacher
 from tests.test_zoo import digest, refusal
 
 
@@ -31,7 +32,9 @@ def checkpoint(network, tmp_path_factory):
 
 
 def test_features_and_embeddings_are_those_of_the_query_encoder(network, checkpoint):
-    config = TeacherConfig(name="moco_v2", checkpoint=str(checkpoint), sha256=digest(checkpoint))
+    config = TeacherConfig(
+        name="moco_v2_r50", checkpoint=str(checkpoint), sha256=digest(checkpoint)
+    )
     teacher = open_teacher(config)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -47,6 +50,6 @@ def test_features_and_embeddings_are_those_of_the_query_encoder(network, checkpo
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, path)
-    text = refusal(TeacherConfig(name="moco_v2", checkpoint=str(path)))
+    text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path)))
     assert "does not fit ResNet" in text
     assert "missing conv1.weight" in text

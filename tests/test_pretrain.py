@@ -12,7 +12,8 @@ from torch import nn
 from fedkd import config
 from fedkd.errors import ConfigError, TeacherError
 from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretrain import PretrainConfig, load_pretrained, normalize, pretrain
+from fedkd.teachers.pretrain import PretrainConfig, normalize, pretrain
+from fedkd.teachers.stored import load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "fedkd" / "teachers" / "weights" / "default.safetensors"
@@ -114,7 +115,8 @@ def test_weights_are_stored_as_float16_and_batchnorm_as_it_is(made):
 
 
 def test_loading_gives_the_stored_values_in_float32_ready_to_read(made):
-    backbone, projector, metadata = load_pretrained(made[0])
+    teacher = load_pretrained(made[0])
+    backbone, projector = teacher.backbone, teacher.head
     stored = load_file(made[0])
     for prefix, network in (("backbone.", backbone), ("projector.", projector)):
         assert not network.training
@@ -122,9 +124,11 @@ def test_loading_gives_the_stored_values_in_float32_ready_to_read(made):
             assert torch.equal(tensor, stored.pop(prefix + name).to(tensor.dtype)), name
     assert not stored
     assert all(tensor.dtype == torch.float32 for tensor in backbone.parameters())
-    assert metadata["architecture"] == "resnet10"
+    with safe_open(made[0], framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["architecture"] == teacher.architecture == "resnet10"
     assert metadata["reading_size"] == "16"
-    assert json.loads(metadata["mean"]) == [0.5, 0.5, 0.5]
+    assert teacher.mean == (0.5, 0.5, 0.5)
     assert json.loads(metadata["config"])["seed"] == 5
 
 
@@ -147,7 +151,8 @@ def test_card_describes_the_file(made):
 
 
 def test_training_moves_weights_and_statistics(made):
-    backbone, projector, _ = load_pretrained(made[0])
+    teacher = load_pretrained(made[0])
+    backbone, projector = teacher.backbone, teacher.head
     for network in (backbone, projector):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -190,11 +195,12 @@ def test_warm_up_as_long_as_training_is_refused():
 def test_shipped_file_is_the_one_of_its_card(card):
     assert card["sha256"] == sha256(SHIPPED)
     assert card["size_bytes"] == SHIPPED.stat().st_size <= 4_000_000
-    backbone, _, metadata = load_pretrained(SHIPPED)
+    teacher = load_pretrained(SHIPPED)
+    backbone = teacher.backbone
     assert card["num_features"] == backbone.num_features == 480
     assert card["num_parameters"] == sum(value.numel() for value in backbone.parameters())
-    assert card["mean"] == json.loads(metadata["mean"])
-    assert card["std"] == json.loads(metadata["std"])
+    assert card["mean"] == list(teacher.mean)
+    assert card["std"] == list(teacher.std)
 
 
 def test_shipped_recipe_is_the_one_of_the_card(card):
@@ -213,7 +219,7 @@ def test_shipped_card_shows_the_probe_on_val_and_test(card):
 
 
 def test_shipped_statistics_are_those_of_dead_leaves_at_the_reading_size(card):
-    backbone, _, _ = load_pretrained(SHIPPED)
+    backbone = load_pretrained(SHIPPED).backbone
     size = card["reading_size"]
     natural = batchnorm_gaps(backbone, dead_leaves(64, size, seed=1000))
     flat = batchnorm_gaps(backbone, np.full((8, 3, size, size), 128, np.uint8))
@@ -223,7 +229,8 @@ def test_shipped_statistics_are_those_of_dead_leaves_at_the_reading_size(card):
 
 
 def test_shipped_features_are_finite_and_tell_images_apart():
-    backbone, projector, _ = load_pretrained(SHIPPED)
+    teacher = load_pretrained(SHIPPED)
+    backbone, projector = teacher.backbone, teacher.head
     with torch.no_grad():
         features = backbone(normalize(torch.from_numpy(dead_leaves(16, 64, seed=1)) / 255))
         outputs = projector(features[:, -256:])

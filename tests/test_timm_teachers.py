@@ -7,7 +7,8 @@ import torch
 
 from fedkd import seeding
 from fedkd.errors import DependencyError
-from fedkd.teachers.zoo import TeacherConfig, open_teacher
+from fedkd.teachers.config import TeacherConfig
+from fedkd.teachers.loading import open_teacher
 from tests.test_zoo import refusal
 
 PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -21,7 +22,7 @@ def timm():
 
 
 def of_timm(architecture, path, **values):
-    values = {"name": "timm", "architecture": architecture, "checkpoint": str(path), **values}
+    values = {"name": f"timm:{architecture}", "checkpoint": str(path), **values}
     return TeacherConfig(**values)
 
 
@@ -30,8 +31,8 @@ def test_a_convolutional_model_gives_its_pooled_features(timm, tmp_path):
         network = timm.create_model(RESNET, pretrained=False).eval()
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
-    teacher = open_teacher(of_timm(RESNET, path))
-    assert teacher.name == RESNET
+    teacher = open_teacher(of_timm(RESNET, path, input_size="as_is"))
+    assert teacher.name == f"timm:{RESNET}"
     card = timm.get_pretrained_cfg(RESNET)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (card.mean, card.std))
     with torch.no_grad():
@@ -76,7 +77,10 @@ def test_an_unknown_model_is_named_with_near_ones(timm, tmp_path):
     path = tmp_path / "weights.pth"
     path.touch()
     text = refusal(of_timm("vit_small_patch14_dinov3", path))
-    assert "which timm does not have; did you mean vit_small_patch16_dinov3" in text
+    assert (
+        "but timm has no model 'vit_small_patch14_dinov3'; did you mean vit_small_patch16_dinov3"
+        in text
+    )
 
 
 def test_without_timm_the_extra_is_named(monkeypatch, tmp_path):

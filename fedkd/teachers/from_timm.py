@@ -1,21 +1,21 @@
 """Models of timm, such as DINOv2, with a local checkpoint."""
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedkd.errors import DependencyError, TeacherError
 from fedkd.teachers.checkpoints import load_strictly, read_state
 from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.zoo import timm_module
 
 
-def open_timm(architecture: str, path: Path, input_size: int | None) -> Teacher:
+def open_timm(name: str, architecture: str, path: Path, input_size: int | None) -> Teacher:
     """A model of timm without its head, with timm's input normalisation and pooling.
 
     Args:
+        name: The teacher's, for messages.
         architecture: timm's name of the model, such as ``vit_small_patch14_dinov2``.
         path: A state dict with timm's names or, for vision transformers, the authors'.
         input_size: Side in px to which images are resized, and to which timm resamples the
@@ -24,20 +24,9 @@ def open_timm(architecture: str, path: Path, input_size: int | None) -> Teacher:
 
     Raises:
         DependencyError: timm is not installed.
-        TeacherError: Unknown architecture, or a file that does not fit.
+        TeacherError: A file that does not fit.
     """
-    try:
-        timm: Any = import_module("timm")
-    except ModuleNotFoundError:
-        raise DependencyError(
-            "teacher.name is 'timm' but timm is not installed; pip install 'fedkd[timm]'"
-        ) from None
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has them all"
-        raise TeacherError(
-            f"teacher.architecture is {architecture!r}, which timm does not have; {hint}"
-        )
+    timm = timm_module()
     card = timm.get_pretrained_cfg(architecture)
     options = {}
     if card.fixed_input_size:
@@ -55,7 +44,7 @@ def open_timm(architecture: str, path: Path, input_size: int | None) -> Teacher:
     with torch.no_grad():  # timm's num_features is another width where a head has several layers
         num_features = network.eval()(torch.zeros(1, 3, side, side)).shape[1]
     return Teacher(
-        architecture,
+        name,
         network,
         num_features=num_features,
         mean=card.mean,

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import TeacherError
+from fedkd.teachers.config import OneTeacherConfig, TeacherConfig
 from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.zoo import OneTeacherConfig, TeacherConfig, measure_reference, open_teacher
+from fedkd.teachers.loading import open_teacher
+from fedkd.teachers.reference import measure_reference
 
 GivenTeacher = nn.Module | Sequence[nn.Module]
 """One module for all clients, or one for each."""

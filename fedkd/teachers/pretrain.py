@@ -1,26 +1,20 @@
 """``fedkd pretrain``: a small self-supervised teacher made from nothing, offline."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedkd import files, seeding
+from fedkd import seeding
 from fedkd.config import Section
-from fedkd.errors import TeacherError
 from fedkd.models.small_resnet import SmallResNet, resnet10
-from fedkd.models.states import mismatches
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.simclr import Projector, random_views, train_simclr
+from fedkd.teachers.stored import StoredTeacher, round_weights, write_teacher
 
-FORMAT = "fedkd-teacher-1"
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 """Input normalisation: our choice for procedural images, whose channels are alike."""
@@ -130,15 +124,6 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels - MEAN[0]) / STD[0]
 
 
-def round_weights(*networks: nn.Module) -> None:
-    """Round all weights but BatchNorm's to what float16 can hold, in place."""
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                for parameter in module.parameters():
-                    parameter.data = parameter.data.half().float()
-
-
 @torch.no_grad()
 def measure_statistics(
     backbone: SmallResNet, projector: nn.Module, images: Tensor, config: PretrainConfig
@@ -174,76 +159,14 @@ def measure_statistics(
     projector.eval()
 
 
-def load_pretrained(path: Path) -> tuple[SmallResNet, Projector, dict[str, str]]:
-    """Backbone, contrastive head (both float32, in eval mode) and metadata of a stored teacher.
-
-    Raises:
-        TeacherError: Not such a file, or keys that do not fit.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind, and OSError
-        raise TeacherError(f"cannot read the teacher {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise TeacherError(
-            f"{path} is not a teacher that `fedkd pretrain` wrote (format "
-            f"{metadata.get('format')!r}, expected {FORMAT!r})"
-        )
-    hidden, outputs = json.loads(metadata["projector"])
-    with seeding.isolated(0, "load"):
-        backbone, projector = resnet10(), Projector(256, hidden, outputs)
-    for prefix, network in (("backbone.", backbone), ("projector.", projector)):
-        state = {
-            name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        if problems := mismatches(network.state_dict(), state):
-            raise TeacherError(f"{path} does not fit resnet10: {prefix} {problems}")
-        network.load_state_dict(state)
-    return backbone.eval(), projector.eval(), metadata
-
-
-def _file_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file with sorted metadata; safetensors' own order changes from call to call."""
-    content = save(tensors, metadata)
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    halves = {
-        id(parameter)
-        for network in (backbone, projector)
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-        for parameter in module.parameters()
-    }
-    tensors = {
-        prefix + name: (tensor.half() if id(tensor) in halves else tensor).detach().contiguous()
-        for prefix, network in (("backbone.", backbone), ("projector.", projector))
-        for name, tensor in network.state_dict(keep_vars=True).items()
-    }
+def _write(config: PretrainConfig, backbone: nn.Module, projector: Projector, folder: Path) -> Path:
+    teacher = StoredTeacher("resnet10", backbone, 480, projector, MEAN, STD)
+    path = folder / f"{config.name}.safetensors"
     metadata = {
-        "format": FORMAT,
-        "architecture": "resnet10",
-        "projector": json.dumps([config.num_hidden, config.num_outputs]),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
         "reading_size": str(config.reading_size),
         # Without the name, so that a file's hash does not depend on what it is called.
         "config": config.model_dump_json(exclude={"name"}),
     }
-    path = folder / f"{config.name}.safetensors"
-    with files.replacing(path) as part:
-        part.write_bytes(_file_bytes(tensors, metadata))
     card = {
         "name": config.name,
         "architecture": "resnet10",
@@ -263,9 +186,6 @@ def _write(config: PretrainConfig, backbone: nn.Module, projector: nn.Module, fo
         "licence": "Apache-2.0",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "size_bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
-    with files.replacing(path.with_suffix(".json")) as part:
-        part.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_teacher(path, teacher, metadata, card)
     return path

@@ -1,191 +1,290 @@
-"""Teachers by name: the embedded default, and known models with a local checkpoint."""
+"""Known teachers, each with its card; names such as ``timm:<model>`` stand for whole libraries."""
 
+import difflib
 import json
-import logging
-from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any
 
-import torch
 import torchvision
-from pydantic import Field, model_validator
-from torch import nn
 
-from fedkd import paths
-from fedkd.config import Section
-from fedkd.errors import ConfigError, StudentError, TeacherError
-from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD, headless
-from fedkd.teachers.checkpoints import check_file, load_strictly, read_state
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.from_timm import open_timm
-from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.moco import open_moco
-from fedkd.teachers.pretrain import load_pretrained
-
-logger = logging.getLogger(__name__)
+from fedkd.data.card import Download
+from fedkd.errors import DependencyError, TeacherError
+from fedkd.models.factory import IMAGENET_MEAN, IMAGENET_STD
+from fedkd.teachers.card import TeacherCard
 
 WEIGHTS = Path(__file__).parent / "weights"
-Channels = tuple[float, float, float]
+LIBRARIES = ("timm:", "torchvision:")
+"""Beginnings of names that stand for any model of a library."""
+PRETRAINED = "pretrained"
+"""Name of a teacher that `fedkd pretrain` wrote to ``teacher.checkpoint``."""
+
+_META = "https://dl.fbaipublicfiles.com"
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_LVD = "LVD-142M, 142 M curated images of the web, without labels"
+_IMAGENET = "ImageNet-1k, 1.28 M photographs"
 
 
-class OneTeacherConfig(Section):
-    """A frozen network that hospitals distil from."""
-
-    name: Literal["default", "pretrained", "torchvision", "moco_v2", "timm"] = "default"
-    """default: shipped with fedkd. pretrained: a file that `fedkd pretrain` wrote. torchvision:
-    any torchvision classification model with a checkpoint on this machine. moco_v2: ResNet-50 with
-    a checkpoint in the format of the MoCo authors. timm: any model of timm with a checkpoint, such
-    as DINOv2 (needs the extra `timm`)."""
-    checkpoint: str = ""
-    """File of the weights, for all but default; may hold ${VARIABLES}."""
-    sha256: str = ""
-    """Expected SHA-256 of the checkpoint, 64 hexadecimal digits; empty means not checked."""
-    architecture: str = ""
-    """Name of the model in torchvision (mobilenet_v2) or timm (vit_small_patch14_dinov2)."""
-    mean: Channels = IMAGENET_MEAN
-    """Channel means of the input normalisation; for torchvision and moco_v2."""
-    std: Channels = IMAGENET_STD
-    """Channel deviations of the input normalisation; for torchvision and moco_v2."""
-    input_size: int | None = Field(default=None, ge=16)
-    """Side in px to which images are resized for the teacher; not given means as they come."""
-    reference_images: int = Field(default=256, ge=32)
-    """Procedural natural images on which feature moments are measured, for Fourier prompts from a
-    teacher without usable BatchNorm statistics."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.name in ("torchvision", "timm") and not self.architecture:
-            raise ValueError(
-                f"teacher.architecture must name a model of {self.name}, as "
-                f"{'mobilenet_v2' if self.name == 'torchvision' else 'vit_small_patch14_dinov2'}"
-            )
-        if self.name != "default" and not self.checkpoint:
-            raise ValueError(
-                f"teacher.checkpoint must name a file when teacher.name is {self.name}"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"teacher.std is {self.std}; every value must be > 0")
-        return self
+def _default() -> TeacherCard:
+    card = json.loads((WEIGHTS / "default.json").read_text(encoding="utf-8"))
+    return TeacherCard(
+        name="default",
+        architecture=card["architecture"],
+        layout="fedkd",
+        num_features=card["num_features"],
+        head="contrastive",
+        input_size=None,
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        method=card["method"],
+        data=card["data"],
+        licence=card["licence"],
+        source="shipped with fedkd; remade by `fedkd pretrain configs/pretrain_default.toml`",
+    )
 
 
-class ClientTeacherConfig(OneTeacherConfig):
-    """The teacher of some of the clients."""
+def _transformer(
+    name: str,
+    architecture: str,
+    num_features: int,
+    download: Download,
+    **facts: Any,
+) -> TeacherCard:
+    """A vision transformer that timm builds, with the authors' or timm's file."""
+    values: dict[str, Any] = {
+        "head": "none",
+        "input_size": 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "extra": "timm",
+        **facts,
+    }
+    return TeacherCard(
+        name=name,
+        architecture=architecture,
+        layout="timm",
+        num_features=num_features,
+        download=download,
+        **values,
+    )
 
-    clients: tuple[str, ...] = Field(min_length=1)
-    """Names of the clients, as `fedkd partition` prints them."""
+
+def _dinov2(size: str, architecture: str, num_features: int) -> TeacherCard:
+    name = f"dinov2_vit{size}14"
+    file = f"{name}_pretrain.pth"
+    return _transformer(
+        name,
+        architecture,
+        num_features,
+        Download(f"{_META}/dinov2/{name}/{file}", file),
+        method="DINOv2, self-supervised, distilled from ViT-g/14",
+        data=_LVD,
+        licence="Apache-2.0",
+        source="https://github.com/facebookresearch/dinov2",
+        citation="Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023",
+    )
 
 
-class TeacherConfig(OneTeacherConfig):
-    """The frozen network that hospitals distil from."""
+def _clip(patch: int) -> TeacherCard:
+    name, model = f"clip_vitb{patch}", f"vit_base_patch{patch}_clip_224.openai"
+    return _transformer(
+        name,
+        f"vit_base_patch{patch}_clip_quickgelu_224",
+        768,
+        Download(
+            f"https://huggingface.co/timm/{model}/resolve/main/open_clip_model.safetensors",
+            f"{name}.safetensors",
+        ),
+        head="contrastive",
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
+        method="CLIP, image encoder trained with captions",
+        data="WIT-400M, 400 M pairs of image and caption from the web",
+        licence="MIT",
+        source="https://github.com/openai/CLIP",
+        citation="Radford et al., Learning Transferable Visual Models From Natural Language "
+        "Supervision, ICML 2021",
+    )
 
-    by_client: tuple[ClientTeacherConfig, ...] = ()
-    """Other teachers for some clients: tables [[teacher.by_client]] with the keys of [teacher] and
-    `clients`, the names of the clients that have it. All teachers have the same number of
-    features."""
 
-    def of_clients(self, names: Sequence[str]) -> list[OneTeacherConfig]:
-        """The teacher of each client; the same object for clients that share one.
+def _imagenet(name: str, architecture: str, version: str) -> TeacherCard:
+    """Of torchvision, under its true name: two versions of one network are two teachers."""
+    weights = torchvision.models.get_model_weights(architecture)[version]
+    sha256 = weights.url.rpartition("-")[2].removesuffix(".pth")
+    num_bytes = None
+    network = {"resnet18": 512, "resnet50": 2048, "efficientnet_b0": 1280}
+    return TeacherCard(
+        name=name,
+        architecture=architecture,
+        layout="torchvision",
+        num_features=network[architecture],
+        head="supervised",
+        input_size=224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        method=f"supervised, torchvision's {version}",
+        data=f"{_IMAGENET}, with labels",
+        licence="BSD-3-Clause (code); ImageNet's terms of use may hold for the weights",
+        source="https://pytorch.org/vision/stable/models.html",
+        download=Download(weights.url, weights.url.rpartition("/")[2], sha256, None, num_bytes),
+    )
 
-        Raises:
-            ConfigError: A client that is named twice or does not exist.
-        """
-        found: dict[str, OneTeacherConfig] = {}
-        for number, config in enumerate(self.by_client):
-            for name in config.clients:
-                key = f"teacher.by_client.{number}.clients"
-                if name in found:
-                    raise ConfigError(f"{key} names {name!r} again; a client has one teacher")
-                if name not in names:
-                    raise ConfigError(
-                        f"{key} names {name!r}, which is no client; the clients are "
-                        f"{', '.join(names)}: correct the name, or set teacher.by_client = []"
-                    )
-                found[name] = config
-        return [found.get(name, self) for name in names]
 
+CARDS: dict[str, TeacherCard] = {
+    card.name: card
+    for card in (
+        _default(),
+        TeacherCard(
+            name="moco_v2_r50",
+            architecture="resnet50",
+            layout="moco_v2",
+            num_features=2048,
+            head="contrastive",
+            input_size=224,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            method="MoCo v2, self-supervised, 800 epochs",
+            data=f"{_IMAGENET}, without labels",
+            licence="CC BY-NC 4.0",
+            source="https://github.com/facebookresearch/moco",
+            citation="Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020",
+            download=Download(
+                f"{_META}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+                "moco_v2_800ep_pretrain.pth.tar",
+                md5="a04e12f8",
+            ),
+        ),
+        _dinov2("s", "vit_small_patch14_dinov2.lvd142m", 384),
+        _dinov2("b", "vit_base_patch14_dinov2.lvd142m", 768),
+        _transformer(
+            "dino_vits16",
+            "vit_small_patch16_224.dino",
+            384,
+            Download(
+                f"{_META}/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+                "dino_deitsmall16_pretrain.pth",
+            ),
+            method="DINO, self-supervised, 800 epochs",
+            data=f"{_IMAGENET}, without labels",
+            licence="Apache-2.0",
+            source="https://github.com/facebookresearch/dino",
+            citation="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, "
+            "ICCV 2021",
+        ),
+        _clip(32),
+        _clip(16),
+        TeacherCard(
+            name="radimagenet_r50",
+            architecture="resnet50",
+            layout="radimagenet",
+            num_features=2048,
+            head="none",
+            input_size=224,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            method="supervised, 165 radiological findings",
+            data="RadImageNet, 1.35 M images of CT, MRI and ultrasound",
+            licence="see the repository",
+            source="https://github.com/BMEII-AI/RadImageNet",
+            citation="Mei et al., RadImageNet: An Open Radiologic Deep Learning Research Dataset "
+            "for Effective Transfer Learning, Radiology: Artificial Intelligence 2022",
+            steps="download RadImageNet_pytorch.zip as the repository's README says, and put its "
+            "ResNet50.pt into the folder of teachers as radimagenet_resnet50.pt",
+        ),
+        _imagenet("resnet18_imagenet_v1", "resnet18", "IMAGENET1K_V1"),
+        _imagenet("resnet50_imagenet_v1", "resnet50", "IMAGENET1K_V1"),
+        _imagenet("resnet50_imagenet_v2", "resnet50", "IMAGENET1K_V2"),
+        _imagenet("efficientnet_b0_imagenet_v1", "efficientnet_b0", "IMAGENET1K_V1"),
+    )
+}
 
 TEACHERS: dict[str, str] = {
-    "default": "embedded ResNet-10, SimCLR on procedural dead leaves, 480 features",
-    "pretrained": "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
-    "torchvision": "any torchvision classifier (teacher.architecture, teacher.checkpoint)",
-    "moco_v2": "ResNet-50, self-supervised on ImageNet (He et al. 2020; teacher.checkpoint)",
-    "timm": "any model of timm, such as DINOv2 (teacher.architecture, teacher.checkpoint)",
+    **{name: f"{one.architecture}, {one.method}; {one.data}" for name, one in CARDS.items()},
+    PRETRAINED: "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
+    "timm:<model>": "any model of timm (extra timm)",
+    "torchvision:<model>": "any classifier of torchvision (teacher.checkpoint)",
 }
 
 
-def open_teacher(config: OneTeacherConfig) -> Teacher:
-    """Load the teacher that the config names, frozen.
+def known(name: str) -> bool:
+    """Whether a teacher may have this name; models of libraries are not looked up."""
+    return name in CARDS or name == PRETRAINED or name.startswith(LIBRARIES)
+
+
+def card_of(name: str) -> TeacherCard:
+    """The card of a teacher, made from the library's own facts for a model of a library.
 
     Raises:
-        TeacherError: Missing file, wrong hash, wrong keys or shapes, unknown architecture.
+        TeacherError: No such teacher, or no such model in the library.
+        DependencyError: The library is an extra that is not installed.
     """
-    if config.name == "default":
-        card = json.loads((WEIGHTS / "default.json").read_text(encoding="utf-8"))
-        return _open_pretrained(WEIGHTS / "default.safetensors", card["sha256"], config)
-    path = paths.expand(config.checkpoint, "teacher.checkpoint")
-    if config.name == "pretrained":
-        return _open_pretrained(path, config.sha256, config)
-    if config.name == "torchvision":
-        return _open_torchvision(path, config)
-    check_file(path, config.sha256, "teacher.checkpoint")
-    if config.name == "moco_v2":
-        return open_moco(path, config.mean, config.std, config.input_size)
-    return open_timm(config.architecture, path, config.input_size)
+    if name in CARDS:
+        return CARDS[name]
+    library, _, model = name.partition(":")
+    make = {"timm": _of_timm, "torchvision": _of_torchvision}.get(library)
+    if make is None:
+        raise TeacherError(f"{name!r} is no known teacher; there are {', '.join(TEACHERS)}")
+    return make(name, model)
 
 
-def measure_reference(teacher: Teacher, config: OneTeacherConfig, image_size: int) -> None:
-    """Give the teacher a prior from procedural natural images, if its own BatchNorm has none.
-
-    Source: the specification of FPG; for folded or absent BatchNorm, moments measured once on
-    natural images rank prompts as true running statistics do.
-    """
-    if teacher.has_reference:
-        return
-    logger.info("measuring the teacher's feature moments on procedural images")
-    images = dead_leaves(config.reference_images, image_size, seed=0)
-    starts = range(0, len(images), 64)
-    teacher.measure_reference(torch.from_numpy(images[i : i + 64]) / 255 for i in starts)
-
-
-def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teacher:
-    check_file(path, sha256, "teacher.checkpoint")
-    backbone, projector, metadata = load_pretrained(path)
-    width = next(m for m in projector.modules() if isinstance(m, nn.Linear)).in_features
-    return Teacher(
-        config.name,
-        backbone,
-        num_features=backbone.num_features,
-        mean=json.loads(metadata["mean"]),
-        std=json.loads(metadata["std"]),
-        input_size=config.input_size,
-        head=projector,
-        head_kind="contrastive",
-        # The projector was trained on the last stage alone, which comes last in the features.
-        head_slice=slice(backbone.num_features - width, None),
-    )
-
-
-def _open_torchvision(path: Path, config: OneTeacherConfig) -> Teacher:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if config.architecture not in known:
-        raise TeacherError(
-            f"teacher.architecture is {config.architecture!r}; it must be one of torchvision's "
-            f"classification models, such as {', '.join(known[:3])}, mobilenet_v2, resnet50"
-        )
-    check_file(path, config.sha256, "teacher.checkpoint")
-    network = torchvision.models.get_model(config.architecture, weights=None)
-    load_strictly(network, read_state(path), path)
+def timm_module() -> Any:
+    """timm; DependencyError if it is not installed."""
     try:
-        backbone, head = headless(network)
-    except StudentError as error:
-        raise TeacherError(f"teacher.architecture is {config.architecture!r}: {error}") from None
-    return Teacher(
-        config.architecture,
-        backbone,
-        num_features=head.in_features,
-        mean=config.mean,
-        std=config.std,
-        input_size=config.input_size,
-        head=head,
-        head_kind="supervised",
+        return import_module("timm")
+    except ModuleNotFoundError:
+        raise DependencyError(
+            "the teacher is a model of timm, which is not installed; pip install 'fedkd[timm]'"
+        ) from None
+
+
+def _of_timm(name: str, model: str) -> TeacherCard:
+    timm = timm_module()
+    if not timm.is_model(model):
+        raise _unknown(name, model, timm.list_models(), "timm")
+    facts = timm.get_pretrained_cfg(model)
+    file = facts.hf_hub_filename or "model.safetensors"
+    url = f"https://huggingface.co/{facts.hf_hub_id}/resolve/main/{file}"
+    return TeacherCard(
+        name=name,
+        architecture=model,
+        layout="timm",
+        num_features=None,
+        head="none",
+        input_size=facts.input_size[-1],
+        mean=facts.mean,
+        std=facts.std,
+        method=facts.tag or "not said",
+        data="see the source",
+        licence=facts.license or "not said",
+        source=f"https://huggingface.co/{facts.hf_hub_id}" if facts.hf_hub_id else "",
+        download=Download(url, f"{model}{Path(file).suffix}") if facts.hf_hub_id else None,
+        extra="timm",
     )
+
+
+def _of_torchvision(name: str, model: str) -> TeacherCard:
+    models = torchvision.models.list_models(module=torchvision.models)
+    if model not in models:
+        raise _unknown(name, model, models, "torchvision")
+    return TeacherCard(
+        name=name,
+        architecture=model,
+        layout="torchvision",
+        num_features=None,
+        head="supervised",
+        input_size=224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        method="yours",
+        data="yours",
+        licence="yours",
+        source="https://pytorch.org/vision/stable/models.html",
+        steps="name the file in teacher.checkpoint",
+    )
+
+
+def _unknown(name: str, model: str, models: list[str], library: str) -> TeacherError:
+    near = difflib.get_close_matches(model, models, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "its documentation lists them"
+    return TeacherError(f"teacher.name is {name!r}, but {library} has no model {model!r}; {hint}")
