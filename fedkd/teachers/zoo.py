@@ -70,14 +70,16 @@ def _transformer(
     )
 
 
-def _dinov2(size: str, architecture: str, num_features: int) -> TeacherCard:
+def _dinov2(
+    size: str, architecture: str, num_features: int, sha256: str, num_bytes: int
+) -> TeacherCard:
     name = f"dinov2_vit{size}14"
     file = f"{name}_pretrain.pth"
     return _transformer(
         name,
         architecture,
         num_features,
-        Download(f"{_META}/dinov2/{name}/{file}", file),
+        Download(f"{_META}/dinov2/{name}/{file}", file, sha256, num_bytes=num_bytes),
         method="DINOv2, self-supervised, distilled from ViT-g/14",
         data=_LVD,
         licence="Apache-2.0",
@@ -86,15 +88,17 @@ def _dinov2(size: str, architecture: str, num_features: int) -> TeacherCard:
     )
 
 
-def _clip(patch: int) -> TeacherCard:
+def _clip(patch: int, revision: str, sha256: str, num_bytes: int) -> TeacherCard:
     name, model = f"clip_vitb{patch}", f"vit_base_patch{patch}_clip_224.openai"
     return _transformer(
         name,
         f"vit_base_patch{patch}_clip_quickgelu_224",
         768,
         Download(
-            f"https://huggingface.co/timm/{model}/resolve/main/open_clip_model.safetensors",
+            f"https://huggingface.co/timm/{model}/resolve/{revision}/open_clip_model.safetensors",
             f"{name}.safetensors",
+            sha256,
+            num_bytes=num_bytes,
         ),
         head="contrastive",
         mean=_CLIP_MEAN,
@@ -108,11 +112,11 @@ def _clip(patch: int) -> TeacherCard:
     )
 
 
-def _imagenet(name: str, architecture: str, version: str) -> TeacherCard:
+def _imagenet(
+    name: str, architecture: str, version: str, sha256: str, num_bytes: int
+) -> TeacherCard:
     """Of torchvision, under its true name: two versions of one network are two teachers."""
     weights = torchvision.models.get_model_weights(architecture)[version]
-    sha256 = weights.url.rpartition("-")[2].removesuffix(".pth")
-    num_bytes = None
     network = {"resnet18": 512, "resnet50": 2048, "efficientnet_b0": 1280}
     return TeacherCard(
         name=name,
@@ -127,7 +131,7 @@ def _imagenet(name: str, architecture: str, version: str) -> TeacherCard:
         data=f"{_IMAGENET}, with labels",
         licence="BSD-3-Clause (code); ImageNet's terms of use may hold for the weights",
         source="https://pytorch.org/vision/stable/models.html",
-        download=Download(weights.url, weights.url.rpartition("/")[2], sha256, None, num_bytes),
+        download=Download(weights.url, weights.url.rpartition("/")[2], sha256, num_bytes=num_bytes),
     )
 
 
@@ -155,8 +159,20 @@ CARDS: dict[str, TeacherCard] = {
                 md5="a04e12f8",
             ),
         ),
-        _dinov2("s", "vit_small_patch14_dinov2.lvd142m", 384),
-        _dinov2("b", "vit_base_patch14_dinov2.lvd142m", 768),
+        _dinov2(
+            "s",
+            "vit_small_patch14_dinov2.lvd142m",
+            384,
+            "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+            88_283_115,
+        ),
+        _dinov2(
+            "b",
+            "vit_base_patch14_dinov2.lvd142m",
+            768,
+            "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+            346_378_731,
+        ),
         _transformer(
             "dino_vits16",
             "vit_small_patch16_224.dino",
@@ -172,8 +188,18 @@ CARDS: dict[str, TeacherCard] = {
             citation="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, "
             "ICCV 2021",
         ),
-        _clip(32),
-        _clip(16),
+        _clip(
+            32,
+            "a6f597a30f7b82c51704746581f9a4e41421e878",
+            "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
+            605_143_284,
+        ),
+        _clip(
+            16,
+            "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+            "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+            598_516_980,
+        ),
         TeacherCard(
             name="radimagenet_r50",
             architecture="resnet50",
@@ -185,17 +211,43 @@ CARDS: dict[str, TeacherCard] = {
             std=(0.5, 0.5, 0.5),
             method="supervised, 165 radiological findings",
             data="RadImageNet, 1.35 M images of CT, MRI and ultrasound",
-            licence="see the repository",
+            licence="MIT (repository); the images themselves need an agreement",
             source="https://github.com/BMEII-AI/RadImageNet",
             citation="Mei et al., RadImageNet: An Open Radiologic Deep Learning Research Dataset "
             "for Effective Transfer Learning, Radiology: Artificial Intelligence 2022",
-            steps="download RadImageNet_pytorch.zip as the repository's README says, and put its "
-            "ResNet50.pt into the folder of teachers as radimagenet_resnet50.pt",
+            steps="download RadImageNet_pytorch.zip as the repository's README says (a browser is "
+            "needed), unpack it, and put its ResNet50.pt into the folder of teachers as "
+            "radimagenet_resnet50.pt; its sha256 is "
+            "08629f7e7bd3e29b8ee9522ca3f65ce4d010a7ddf74f0ea3c7e3f3d0bbab0734",
         ),
-        _imagenet("resnet18_imagenet_v1", "resnet18", "IMAGENET1K_V1"),
-        _imagenet("resnet50_imagenet_v1", "resnet50", "IMAGENET1K_V1"),
-        _imagenet("resnet50_imagenet_v2", "resnet50", "IMAGENET1K_V2"),
-        _imagenet("efficientnet_b0_imagenet_v1", "efficientnet_b0", "IMAGENET1K_V1"),
+        _imagenet(
+            "resnet18_imagenet_v1",
+            "resnet18",
+            "IMAGENET1K_V1",
+            "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+            46_830_571,
+        ),
+        _imagenet(
+            "resnet50_imagenet_v1",
+            "resnet50",
+            "IMAGENET1K_V1",
+            "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+            102_530_333,
+        ),
+        _imagenet(
+            "resnet50_imagenet_v2",
+            "resnet50",
+            "IMAGENET1K_V2",
+            "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca",
+            102_540_417,
+        ),
+        _imagenet(
+            "efficientnet_b0_imagenet_v1",
+            "efficientnet_b0",
+            "IMAGENET1K_V1",
+            "7f5810bc96def8f7552d5b7e68d53c4786f81167d28291b21c0d90e1fca14934",
+            21_444_401,
+        ),
     )
 }
 
