@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,14 @@ def run(make_recipe, hospitals, teacher):
         )
 
     return simulated
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory):
+    """Where tests share the large files of ``tests/teacher_files.py``; removed at the end."""
+    folder = tmp_path_factory.mktemp("teachers")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture
