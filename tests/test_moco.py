@@ -33,7 +33,10 @@ def checkpoint(network, tmp_path_factory):
 
 def test_features_and_embeddings_are_those_of_the_query_encoder(network, checkpoint):
     config = TeacherConfig(
-        name="moco_v2_r50", checkpoint=str(checkpoint), sha256=digest(checkpoint)
+        name="moco_v2_r50",
+        checkpoint=str(checkpoint),
+        sha256=digest(checkpoint),
+        input_size="as_is",
     )
     teacher = open_teacher(config)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -50,6 +53,26 @@ def test_features_and_embeddings_are_those_of_the_query_encoder(network, checkpo
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, path)
-    text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path)))
+    text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path)[:8]))
     assert "does not fit ResNet" in text
     assert "missing conv1.weight" in text
+
+
+def test_without_the_head_of_the_query_encoder_there_is_none(network, tmp_path, caplog):
+    backbone = {k: t for k, t in network.state_dict().items() if not k.startswith("fc.")}
+    path = tmp_path / "moco.pth"
+    torch.save({f"encoder_q.{name}": tensor for name, tensor in backbone.items()}, path)
+    teacher = open_teacher(
+        TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path))
+    )
+    assert (teacher.head, teacher.head_kind, teacher.num_features) == (None, "none", 2048)
+    assert caplog.messages[-1].startswith(f"{path} holds no head")
+
+
+def test_half_a_head_is_refused(network, tmp_path):
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in network.state_dict().items()}
+    del state["module.encoder_q.fc.2.bias"]
+    path = tmp_path / "moco.pth"
+    torch.save({"state_dict": state}, path)
+    text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path)))
+    assert text == f"{path} does not fit ResNet: 1 problem(s): missing fc.2.bias"

@@ -1,58 +1,178 @@
-"""Files of weights: found, checked by their hash, read without running code, loaded strictly."""
+"""Files of weights: checked by their hash, read without running code, loaded strictly."""
 
-import hashlib
+import logging
+import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedkd.errors import TeacherError
+from fedkd.data.card import Download
+from fedkd.errors import TeacherError, first_of
+from fedkd.fetching import hash_file
 from fedkd.models.states import mismatches
 
+logger = logging.getLogger(__name__)
 
-def check_file(path: Path, sha256: str, key: str) -> None:
-    """Refuse a missing file or one whose SHA-256 is not the expected one (TeacherError)."""
-    if not path.is_file():
-        raise TeacherError(
-            f"{key} is {path}, but there is no such file; put it there or change the key"
-        )
-    if not sha256:
+FULL_DIGITS = {"sha256": 64, "md5": 32}
+NESTED = ("state_dict", "model")
+"""Where a training checkpoint keeps its state dict, beside an epoch, an optimiser and the like."""
+WRAPPERS = ("module.", "model.", "backbone.")
+"""What DataParallel, a Lightning module and an encoder of one's own put before every name."""
+
+
+class Parts(NamedTuple):
+    """An opened network in its two parts.
+
+    Attributes:
+        backbone: Maps normalised images to features (batch, num_features).
+        head: Maps features to what the card says; None if the file or the card has none.
+        num_features: Width of the features.
+        input_size: Side in px to which images are resized; None leaves them as they come.
+    """
+
+    backbone: nn.Module
+    head: nn.Module | None
+    num_features: int
+    input_size: int | None
+
+
+class KnownHash(NamedTuple):
+    """A hash that a file must have, or the first digits of it where only those are published.
+
+    Attributes:
+        algorithm: ``"sha256"`` or ``"md5"``.
+        digits: Hexadecimal, in small letters, 8 at least.
+    """
+
+    algorithm: str
+    digits: str
+
+    def __str__(self) -> str:
+        whole = len(self.digits) == FULL_DIGITS[self.algorithm]
+        return f"{self.algorithm} {self.digits}{'' if whole else '... (a beginning)'}"
+
+
+def published_hash(download: Download | None) -> KnownHash | None:
+    """What is known of a download's hash, SHA-256 before MD5; None if nothing is."""
+    if download and download.sha256:
+        return KnownHash("sha256", download.sha256)
+    return KnownHash("md5", download.md5) if download and download.md5 else None
+
+
+def check_hash(path: Path, known: KnownHash | None) -> None:
+    """Refuse a file whose hash does not begin with the known digits (TeacherError)."""
+    if known is None:
         return
-    with path.open("rb") as file:
-        seen = hashlib.file_digest(file, "sha256").hexdigest()
-    if seen != sha256.lower():
+    seen = hash_file(path, known.algorithm)
+    if not seen.startswith(known.digits):
         raise TeacherError(
-            f"{path} has sha256 {seen}, expected {sha256.lower()}; the file is damaged or another "
-            "one: get it again, or correct the expected hash"
+            f"{path} has {known.algorithm} {seen}, expected "
+            f"{str(known).removeprefix(known.algorithm).strip()}; the file is damaged or another "
+            "one: get it again, or set teacher.sha256 to that of a file that you trust"
         )
 
 
-def read_state(path: Path) -> Mapping[str, Any]:
-    """The state dict in a file, also beside an epoch, an optimiser and the like.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file that safetensors or ``torch.save`` wrote, told by its content.
+
+    A dict is also found under ``state_dict`` or ``model``. ``module.``, ``model.`` and
+    ``backbone.`` are taken off in this order where all names begin with them (our choice of what
+    wrappers are known). Floating-point tensors become float32, so that float16 and bfloat16 files
+    serve as well. Files of torch's zip format are memory-mapped.
 
     Raises:
-        TeacherError: The file holds no state dict, or more than tensors.
+        TeacherError: The file holds no state dict, more than tensors, or is damaged.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise TeacherError(
-            f"cannot read the checkpoint {path}: {error}; it must be a plain state dict "
-            "(tensors only: files with executable pickle content are refused)"
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    state = _load(path)
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TeacherError(
             f"{path} holds no state dict of tensors; save model.state_dict() instead"
         )
-    return state
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(9)
+    try:
+        # A safetensors file begins with the length of a JSON object, in 8 bytes.
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            return load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                raise TeacherError(
+                    f"{path} is a TorchScript archive, a program with its weights (OpenAI's own "
+                    "CLIP files are such), and programs in checkpoints are never run; use a file "
+                    "of weights alone, or write one where you trust it: "
+                    "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+                )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except TeacherError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own text advises to load the file without this check.
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise TeacherError(
+                f"{path} holds more than tensors: reading it would call {found[1]}. Pickle files "
+                "can run any command when they are read, so files with executable pickle content "
+                "are refused; get a plain state dict, or where you trust the file, open it with "
+                "its authors' code and torch.save(model.state_dict(), NEW_FILE)"
+            ) from None
+        raise _unreadable(path, "it is no file of torch.save") from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise _unreadable(path, lines[0]) from error
+
+
+def _unreadable(path: Path, cause: str) -> TeacherError:
+    return TeacherError(
+        f"cannot read the checkpoint {path}: {cause}. It is damaged, incomplete or of another "
+        "kind; get it again. State dicts that torch.save or safetensors wrote are read, other "
+        "pickle files never, as reading them can run any command"
+    )
+
+
+def without(
+    state: Mapping[str, Tensor], prefixes: tuple[str, ...], path: Path
+) -> dict[str, Tensor]:
+    """The state dict without a classifier that the teacher does not use, which a log line lists."""
+    ignored = [name for name in state if name.startswith(prefixes)]
+    if ignored:
+        logger.info("%s also holds a classifier, which is ignored: %s", path, first_of(ignored))
+    return {name: tensor for name, tensor in state.items() if name not in ignored}
+
+
+def log_missing_head(path: Path) -> None:
+    """Say that the file has a backbone alone, where its card promises a head."""
+    logger.warning(
+        "%s holds no head, so that the teacher has none; prompts compare its features instead", path
+    )
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict, or raise a TeacherError that lists what does not fit."""
-    if problems := mismatches(network.state_dict(), state):
+    """Load a state dict, or raise a TeacherError that lists what does not fit.
+
+    BatchNorm's number of batches may be missing, as in files older than torch 0.4.1: it counts in
+    training alone.
+    """
+    own = network.state_dict()
+    counts = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
+    whole = {**counts, **state}
+    if problems := mismatches(own, whole):
         raise TeacherError(f"{path} does not fit {type(network).__name__}: {problems}")
-    network.load_state_dict(dict(state))
+    network.load_state_dict(whole)

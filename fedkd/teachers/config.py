@@ -1,6 +1,7 @@
 """The sections ``teacher`` and ``teacher.by_client`` of a recipe."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Literal, Self
 
@@ -25,15 +26,16 @@ class OneTeacherConfig(Section):
     """File of the weights; may hold ${VARIABLES}. Empty means where `fedkd teachers fetch` puts
     it."""
     sha256: str = ""
-    """Expected SHA-256 of the checkpoint, hexadecimal; empty means the published one, or no check
-    where there is none."""
+    """Expected SHA-256 of the checkpoint, hexadecimal, or its first digits, at least 8; empty means
+    the published one, or no check where there is none."""
     mean: Channels | None = None
     """Channel means of the input normalisation; not given means the teacher's own."""
     std: Channels | None = None
     """Channel deviations of the input normalisation; not given means the teacher's own."""
     input_size: InputSize = "native"
     """Side in px to which images are resized for the teacher, at least 16; native is what its card
-    says, as_is leaves them as the student gets them."""
+    says, as_is leaves them as the student gets them (as native for a transformer of timm, which
+    takes one size alone)."""
     precision: Literal["full", "bfloat16", "float16"] = "full"
     """Floating-point type of the teacher's forward pass: that of training.dtype, or mixed precision
     (autocast), whose features are rounded."""
@@ -65,6 +67,11 @@ class OneTeacherConfig(Section):
             )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"teacher.std is {self.std}; every value must be > 0")
+        if self.sha256 and not re.fullmatch("[0-9a-fA-F]{8,64}", self.sha256):
+            raise ValueError(
+                f"teacher.sha256 is {self.sha256!r}; it must be 8 to 64 hexadecimal digits, as "
+                "`sha256sum FILE` prints them"
+            )
         if isinstance(self.input_size, int) and self.input_size < 16:
             raise ValueError(f"teacher.input_size is {self.input_size}; it must be >= 16")
         return self

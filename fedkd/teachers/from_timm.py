@@ -1,55 +1,70 @@
-"""Models of timm, such as DINOv2, with a local checkpoint."""
+"""Models of timm, such as DINOv2 and CLIP, with a local checkpoint."""
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from fedkd.teachers.checkpoints import load_strictly, read_state
-from fedkd.teachers.frozen import Teacher
+from fedkd.errors import TeacherError
+from fedkd.teachers.card import TeacherCard
+from fedkd.teachers.checkpoints import Parts, load_strictly, log_missing_head, read_state, without
 from fedkd.teachers.zoo import timm_module
 
 
-def open_timm(name: str, architecture: str, path: Path, input_size: int | None) -> Teacher:
-    """A model of timm without its head, with timm's input normalisation and pooling.
+def open_timm(card: TeacherCard, path: Path, input_size: int | None) -> Parts:
+    """A model of timm with timm's pooling; its last layer is the head if the card has one.
 
     Args:
-        name: The teacher's, for messages.
-        architecture: timm's name of the model, such as ``vit_small_patch14_dinov2``.
-        path: A state dict with timm's names or, for vision transformers, the authors'.
+        card: Names the model, and says whether its last layer is kept (CLIP's projection).
+        path: A state dict with timm's names or those of the authors that timm converts: DINOv2's,
+            or CLIP's whole model as open_clip or OpenAI name it.
         input_size: Side in px to which images are resized, and to which timm resamples the
-            position embeddings of a transformer. None: as they come, or the size that the
-            transformer was pre-trained with.
+            position embeddings of a transformer. None: as they come, or for models of one fixed
+            size the card's.
 
     Raises:
         DependencyError: timm is not installed.
         TeacherError: A file that does not fit.
     """
     timm = timm_module()
-    card = timm.get_pretrained_cfg(architecture)
+    facts = timm.get_pretrained_cfg(card.architecture)
     options = {}
-    if card.fixed_input_size:
-        input_size = input_size or card.input_size[-1]
+    if facts.fixed_input_size:
+        input_size = input_size or card.input_size or facts.input_size[-1]
         options["img_size"] = input_size
-    network = timm.create_model(architecture, pretrained=False, num_classes=0, **options)
-    state = dict(read_state(path))
-    vision_transformer: Any = import_module("timm.models.vision_transformer")
-    if isinstance(network, vision_transformer.VisionTransformer):
-        state = vision_transformer.checkpoint_filter_fn(state, network)
-    classifiers = card.classifier if isinstance(card.classifier, tuple) else (card.classifier,)
-    heads = tuple(f"{name}." for name in classifiers)
-    load_strictly(network, {k: v for k, v in state.items() if not k.startswith(heads)}, path)
-    side = input_size or card.input_size[-1]
+    network = timm.create_model(card.architecture, pretrained=False, num_classes=0, **options)
+    state = _converted(read_state(path), network, card.architecture, path)
+    classifiers = facts.classifier
+    names = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    head = None
+    if card.head == "none":
+        state = without(state, tuple(f"{name}." for name in names), path)
+    elif any(key.startswith(f"{names[0]}.") for key in state):
+        weight = state.get(f"{names[0]}.weight")
+        network.reset_classifier(512 if weight is None else len(weight))
+        head = network.get_classifier()
+    else:
+        log_missing_head(path)
+    load_strictly(network, state, path)
+    if head is not None:
+        network.set_submodule(names[0], nn.Identity())
+    side = input_size or facts.input_size[-1]
     with torch.no_grad():  # timm's num_features is another width where a head has several layers
         num_features = network.eval()(torch.zeros(1, 3, side, side)).shape[1]
-    return Teacher(
-        name,
-        network,
-        num_features=num_features,
-        mean=card.mean,
-        std=card.std,
-        input_size=input_size,
-        head=None,
-        head_kind="none",
-    )
+    return Parts(network, head, num_features, input_size)
+
+
+def _converted(
+    state: dict[str, Tensor], network: nn.Module, architecture: str, path: Path
+) -> dict[str, Tensor]:
+    """The state dict with timm's names, by the model family's own conversion if it has one."""
+    family = import_module(timm_module().models.model_entrypoint(architecture).__module__)
+    convert = getattr(family, "checkpoint_filter_fn", lambda given, _: given)
+    try:
+        return dict(convert(state, network))
+    except Exception as error:  # a file of another model can upset it in any way
+        raise TeacherError(
+            f"{path} does not fit {architecture}: timm cannot convert its names ({error}); it "
+            "must be a checkpoint of this very model"
+        ) from error

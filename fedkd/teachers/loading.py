@@ -1,22 +1,33 @@
 """Opening of one teacher: its file found, checked, read by its layout, and frozen."""
 
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
-import torchvision
 from torch import nn
 
 from fedkd import paths
-from fedkd.errors import StudentError, TeacherError
-from fedkd.models.factory import headless
+from fedkd.errors import TeacherError
 from fedkd.teachers import zoo
-from fedkd.teachers.card import TeacherCard
-from fedkd.teachers.checkpoints import check_file, load_strictly, read_state
+from fedkd.teachers.card import Layout, TeacherCard
+from fedkd.teachers.checkpoints import KnownHash, Parts, check_hash, published_hash
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.from_timm import open_timm
+from fedkd.teachers.from_torchvision import open_torchvision
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.moco import open_moco
+from fedkd.teachers.radimagenet import open_radimagenet
 from fedkd.teachers.stored import load_pretrained
+
+logger = logging.getLogger(__name__)
+
+LAYOUTS: dict[Layout, Callable[[TeacherCard, Path, int | None], Parts]] = {
+    "moco_v2": open_moco,
+    "radimagenet": open_radimagenet,
+    "torchvision": open_torchvision,
+    "timm": open_timm,
+}
 
 
 def weights_path(config: OneTeacherConfig) -> Path:
@@ -30,6 +41,18 @@ def weights_path(config: OneTeacherConfig) -> Path:
     return paths.teachers_dir() / name
 
 
+def expected_hash(config: OneTeacherConfig) -> KnownHash | None:
+    """What the file must have: the config's hash, else what is published; None: no check."""
+    if config.name == "default":
+        card = json.loads((zoo.WEIGHTS / "default.json").read_text(encoding="utf-8"))
+        return KnownHash("sha256", card["sha256"])
+    if config.sha256:
+        return KnownHash("sha256", config.sha256.lower())
+    if config.name == zoo.PRETRAINED:
+        return None
+    return published_hash(zoo.card_of(config.name).download)
+
+
 def open_teacher(config: OneTeacherConfig) -> Teacher:
     """Load the teacher that the config names, frozen.
 
@@ -38,22 +61,46 @@ def open_teacher(config: OneTeacherConfig) -> Teacher:
         DependencyError: An extra that is not installed.
     """
     path = weights_path(config)
-    if config.name == "default":
-        card = json.loads((zoo.WEIGHTS / "default.json").read_text(encoding="utf-8"))
-        return _open_pretrained(path, card["sha256"], config)
-    if config.name == zoo.PRETRAINED:
-        return _open_pretrained(path, config.sha256, config)
+    if not path.is_file():
+        raise _missing(config, path)
+    check_hash(path, expected_hash(config))
+    logger.info("opening the teacher %s from %s", config.name, path)
+    if config.name in ("default", zoo.PRETRAINED):
+        return _open_pretrained(path, config)
     card = zoo.card_of(config.name)
-    check_file(path, config.sha256, "teacher.checkpoint")
-    if card.layout == "moco_v2":
-        return open_moco(path, config.mean or card.mean, config.std or card.std, config.side)
-    if card.layout == "torchvision":
-        return _open_torchvision(path, card, config)
-    return open_timm(config.name, card.architecture, path, config.side)
+    parts = LAYOUTS[card.layout](card, path, config.side)
+    return Teacher(
+        config.name,
+        parts.backbone,
+        num_features=parts.num_features,
+        mean=config.mean or card.mean,
+        std=config.std or card.std,
+        input_size=parts.input_size,
+        head=parts.head,
+        head_kind=card.head if parts.head is not None else "none",
+    )
 
 
-def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teacher:
-    check_file(path, sha256, "teacher.checkpoint")
+def _missing(config: OneTeacherConfig, path: Path) -> TeacherError:
+    if config.name == "default":
+        return TeacherError(f"the shipped teacher {path} is missing; install fedkd again")
+    if config.checkpoint:
+        return TeacherError(
+            f"teacher.checkpoint is {path}, but there is no such file; put it there or change "
+            "the key"
+        )
+    card = zoo.card_of(config.name)
+    text = f"the teacher {config.name} is not here; its file belongs at {path}"
+    if card.download is None:
+        return TeacherError(f"{text}: {card.steps or 'or name another in teacher.checkpoint'}")
+    known = published_hash(card.download) or "no hash is published"
+    return TeacherError(
+        f"{text}: run `fedkd teachers fetch {config.name}`, or offline, get {card.download.url} "
+        f"({known}) elsewhere and put it there"
+    )
+
+
+def _open_pretrained(path: Path, config: OneTeacherConfig) -> Teacher:
     stored = load_pretrained(path)
     width = next(m for m in stored.head.modules() if isinstance(m, nn.Linear)).in_features
     return Teacher(
@@ -67,23 +114,4 @@ def _open_pretrained(path: Path, sha256: str, config: OneTeacherConfig) -> Teach
         head_kind="contrastive",
         # The head was trained on the last stage alone, which comes last in the features.
         head_slice=slice(stored.num_features - width, None),
-    )
-
-
-def _open_torchvision(path: Path, card: TeacherCard, config: OneTeacherConfig) -> Teacher:
-    network = torchvision.models.get_model(card.architecture, weights=None)
-    load_strictly(network, read_state(path), path)
-    try:
-        backbone, head = headless(network)
-    except StudentError as error:
-        raise TeacherError(f"teacher.name is {config.name!r}: {error}") from None
-    return Teacher(
-        config.name,
-        backbone,
-        num_features=head.in_features,
-        mean=config.mean or card.mean,
-        std=config.std or card.std,
-        input_size=config.side,
-        head=head,
-        head_kind="supervised",
     )
