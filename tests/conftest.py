@@ -32,6 +32,7 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
     """Bits do not depend on the machine's cores, and the user's cache is left alone."""
     patch = pytest.MonkeyPatch()
     patch.setenv("FEDKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.delenv("FEDKD_TEACHERS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

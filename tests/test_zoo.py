@@ -7,16 +7,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from fedkd import config, seeding
+from fedkd import config
 from fedkd.errors import ConfigError, TeacherError
 from fedkd.models import states
-from fedkd.teachers import reference, zoo
+from fedkd.teachers import zoo
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.reference import measure_reference
 
 DEFAULT = zoo.WEIGHTS / "default.safetensors"
 
@@ -137,27 +135,3 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
 def test_incomplete_settings_are_refused(values, text):
     with pytest.raises(ConfigError, match=text):
         config.build(TeacherConfig, values)
-
-
-# Reference moments
-
-
-def test_moments_are_measured_only_where_batchnorm_has_none(monkeypatch):
-    drawn = []
-    draw = reference.dead_leaves
-    monkeypatch.setattr(reference, "dead_leaves", lambda *a, **k: drawn.append(a) or draw(*a, **k))
-    default = open_teacher(TeacherConfig())
-    measure_reference(default, TeacherConfig(), 16)
-    assert drawn == []
-    with seeding.isolated(0, "zoo"):
-        backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    bare = Teacher("bare", backbone, num_features=4, mean=None, std=None, input_size=None,
-                   head=None, head_kind="none")  # fmt: skip
-    assert not bare.has_reference
-    measure_reference(bare, TeacherConfig(reference_images=40), 20)
-    assert drawn == [(40, 20)]
-    assert bare.has_reference
-    first = {name: moments.mean.clone() for name, moments in bare.reference.items()}
-    measure_reference(bare, TeacherConfig(), 20)
-    assert len(drawn) == 1, "measured once"
-    assert all(torch.equal(first[name], bare.reference[name].mean) for name in first)

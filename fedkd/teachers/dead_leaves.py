@@ -4,13 +4,19 @@ They have the statistics of natural images (edges, occlusion, power spectra that
 square of the frequency) and no owner: a teacher can be pre-trained on them without any data set.
 """
 
+import logging
+import time
+
 import numpy as np
 import numpy.typing as npt
 
 from fedkd import seeding
 
+logger = logging.getLogger(__name__)
+
 Floats = npt.NDArray[np.float32]
 
+_REPORT_EVERY_S = 5.0
 BATCH = 64
 """Images drawn from one stream; part of what defines the images of a seed."""
 NUM_LEAVES = 300
@@ -37,7 +43,11 @@ def dead_leaves(num_images: int, size: int, seed: int) -> npt.NDArray[np.uint8]:
     textures are our choice.
     """
     images = np.empty((num_images, 3, size, size), np.uint8)
+    last = time.monotonic()
     for start in range(0, num_images, BATCH):
+        if time.monotonic() - last >= _REPORT_EVERY_S:
+            last = time.monotonic()
+            logger.info("drew %d of %d images", start, num_images)
         batch = _draw(size, seeding.rng(seed, "dead-leaves", start // BATCH))
         images[start : start + BATCH] = batch[: num_images - start]
     return images

@@ -174,6 +174,13 @@ class Teacher(nn.Module):
             )
         self._reference = moments
 
+    def use_reference(self, moments: Mapping[str, Moments]) -> None:
+        """Set :attr:`reference` to moments that were measured before, by module name."""
+        self._reference = {
+            name: Moments(one.mean.to(self.mean.device), one.var.to(self.mean.device))
+            for name, one in moments.items()
+        }
+
 
 def confidence_loss(
     prompted: Observation, clean: Observation, head_kind: HeadKind, temperature: float

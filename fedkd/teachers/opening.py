@@ -61,7 +61,7 @@ def open_teachers(
         teacher = _freeze(source, pixels) if isinstance(source, nn.Module) else open_teacher(own)
         teacher = teacher.to(pixels.device, pixels.dtype).to(memory_format=torch.channels_last)
         if with_reference:
-            measure_reference(teacher, own, pixels.shape[-1])
+            measure_reference(teacher, own, pixels.shape[-1], keep=source is own)
         opened[id(source)] = teacher
     teachers = tuple(opened[id(source)] for source in sources)
     widths = {n: t.num_features for n, t in zip(client_names, teachers, strict=True)}
