@@ -20,7 +20,7 @@ def on_disk(path: Path) -> Iterator[None]:
         else:
             text = (
                 f"cannot use {path}: {error.strerror or error}; make its folder writable, or set "
-                "FEDKD_DATA to another one"
+                "FEDKD_DATA (for a teacher FEDKD_TEACHERS) to another one"
             )
         raise FetchError(text) from None
 
@@ -31,5 +31,6 @@ def require_room(folder: Path, num_bytes: int) -> None:
     if num_bytes > free:
         raise FetchError(
             f"{folder} has {free / 1e6:.0f} MB free, and {num_bytes / 1e6:.0f} MB more are "
-            "needed; free some, or set FEDKD_DATA to a folder on another disk"
+            "needed; free some, or set FEDKD_DATA (for a teacher FEDKD_TEACHERS) to a folder on "
+            "another disk"
         )

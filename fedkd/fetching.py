@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int | None], None]
 """Takes the number of bytes that are there, and of the whole file (None if unknown)."""
 
+MIN_DIGITS = 8
+"""Of a published hash, fewer of which are none."""
+
 _CHUNK = 1 << 20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _TRY_AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -45,58 +48,82 @@ def fetch(
 ) -> str:
     """Bring a file to ``path`` unless it is there already; checked in either case.
 
-    A file for which nobody published a hash gets one beside it, ``NAME.sha256`` in the format of
-    the program sha256sum: what came the first time is what must be there ever after.
+    A file for which nobody published a whole hash gets one beside it, ``NAME.sha256`` in the format
+    of the program sha256sum: what came the first time is what must be there ever after.
 
     Args:
         url: Where from: https.
         path: Where to; its folder is made.
-        sha256: Published hash, hexadecimal.
-        md5: Published hash where there is no better one; guards against damage only, not against
-            somebody who wants to deceive.
+        sha256: Published hash, hexadecimal, or its first digits where only these are published; 8
+            at least, which guard against damage and another version only.
+        md5: Published hash where there is no better one, or its first digits; guards against
+            damage only, not against somebody who wants to deceive.
         progress: Called after each chunk of up to 1 MiB.
         timeout_s: Seconds without a byte after which an attempt has failed; > 0.
         attempts: Attempts in a row that bring nothing new, after which to give up; >= 1.
         wait_s: Seconds before the second attempt in a row; doubled for each further one.
 
     Returns:
-        SHA-256 of the file, hexadecimal.
+        The whole SHA-256 of the file, hexadecimal.
 
     Raises:
         FetchError: No such address, no connection, wrong hash, disk full, folder not writable.
     """
     _require_safe(url)
-    published = _Hash("sha256", sha256) if sha256 else _Hash("md5", md5) if md5 else None
-    noted = path.with_name(f"{path.name}.sha256")
+    published = _published(sha256, md5)
     if path.exists():
-        expected = published or _read_note(noted)
-        with on_disk(path):
-            seen = expected.of(path) if expected else ""
-        if expected and seen != expected.value:
-            raise FetchError(
-                f"{path} is there but is another file: its {expected.name} is {seen}, "
-                f"not {expected.value}; remove it to fetch it again"
-            )
+        digest = verify(path, sha256=sha256, md5=md5)
     else:
         part = path.with_name(f"{path.name}.part")
         with on_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         _Transfer(url, part, published is not None, progress, timeout_s).run(attempts, wait_s)
-        if published and (seen := published.of(part)) != published.value:
+        if published and not published.fits(seen := published.of(part)):
             _forget(part)
             raise FetchError(
-                f"{url} gave a file whose {published.name} is {seen}, not {published.value} as "
+                f"{url} gave a file whose {published.name} is {seen}, not {published} as "
                 "published; it is thrown away. Try again; if it stays so, the publisher has "
                 "changed it or somebody on the way has"
             )
         with on_disk(path):
             os.replace(part, path)
             _forget(part)
+            digest = hash_file(path)
+    if published is None or not published.is_whole:
+        noted = _noted(path)
+        if _read_note(noted) is None:
+            with on_disk(noted), replacing(noted) as new:
+                new.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+    return digest
+
+
+def verify(path: Path, *, sha256: str | None = None, md5: str | None = None) -> str:
+    """Compare a file that is there with what was published and with its note ``NAME.sha256``.
+
+    Args:
+        path: The file.
+        sha256: As for :func:`fetch`.
+        md5: As for :func:`fetch`.
+
+    Returns:
+        The whole SHA-256 of the file, hexadecimal.
+
+    Raises:
+        FetchError: It is another file, or cannot be read.
+    """
+    published = _published(sha256, md5)
+    noted = None if published and published.is_whole else _read_note(_noted(path))
     with on_disk(path):
-        digest = sha256 or hash_file(path)
-    if published is None:
-        with on_disk(noted), replacing(noted) as new:
-            new.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+        digest = hash_file(path)
+        for expected in (published, noted):
+            if expected is None:
+                continue
+            seen = digest if expected.name == "sha256" else expected.of(path)
+            if not expected.fits(seen):
+                raise FetchError(
+                    f"{path} is there but is another file: its {expected.name} is {seen}, "
+                    f"not {expected}; remove it to fetch it again"
+                )
     return digest
 
 
@@ -107,11 +134,32 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
 
 
 class _Hash:
+    """An expected hash, or the beginning of one."""
+
     def __init__(self, name: str, value: str) -> None:
+        assert len(value) >= MIN_DIGITS, "fewer digits fit too many files"
         self.name, self.value = name, value.lower()
+
+    def __str__(self) -> str:
+        return self.value if self.is_whole else f"{self.value}..."
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.value) == 2 * hashlib.new(self.name).digest_size
 
     def of(self, path: Path) -> str:
         return hash_file(path, self.name)
+
+    def fits(self, seen: str) -> bool:
+        return seen.startswith(self.value)
+
+
+def _published(sha256: str | None, md5: str | None) -> _Hash | None:
+    return _Hash("sha256", sha256) if sha256 else _Hash("md5", md5) if md5 else None
+
+
+def _noted(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _read_note(noted: Path) -> _Hash | None:

@@ -10,18 +10,18 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from fedkd import config, paths
 from fedkd.data import catalog
-from fedkd.data.card import DataCard, Download
+from fedkd.data.card import DataCard
 from fedkd.data.catalog import DATASETS, DataConfig
 from fedkd.data.check import Report, check
-from fedkd.data.obtain import fetch_all, missing, path_keys
+from fedkd.data.obtain import missing, path_keys
 from fedkd.errors import ConfigError, DataError, DependencyError, FetchError
 from fedkd.recipe import Recipe
 from server import terminal
+from server.downloads import by_hand, fetch_with_progress
 
 
 def data(options: argparse.Namespace) -> None:
@@ -95,19 +95,12 @@ def _fetch(options: argparse.Namespace) -> None:
     settings = _settings(name, options.overrides)
     card, folder = catalog.card(settings), paths.data_dir()
     terminal.log_to_stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-               TransferSpeedColumn())  # fmt: skip
-    with Progress(*columns, console=terminal.stderr()) as bar:
-        task = bar.add_task("")
-
-        def show(what: str, num: int, total: int | None) -> None:
-            bar.update(task, description=what, completed=num, total=total)
-
-        try:
-            fetch_all(card, folder, show, lambda item, digest: _say(folder, item, digest))
-        except FetchError:
-            _tell_by_hand(card, folder)
-            raise
+    try:
+        fetch_with_progress(card.downloads, folder)
+    except FetchError:
+        print(f"\n{card.title}: files to bring from elsewhere")
+        print(by_hand(card.downloads, folder, card.steps))
+        raise
     lacking = missing(settings, card)
     if not lacking:
         print(f"what can be fetched is there; `fedkd data check {name}` shows whether it is whole")
@@ -117,32 +110,6 @@ def _fetch(options: argparse.Namespace) -> None:
         f"{name} is not complete: {', '.join(map(str, lacking))} is not there yet; "
         "follow the steps above"
     )
-
-
-def _tell_by_hand(card: DataCard, folder: Path) -> None:
-    """What a machine without a connection needs: each file that is not there, and the steps."""
-    print(f"\n{card.title}: files to bring from elsewhere")
-    for item in card.downloads:
-        if not (folder / item.path).exists():
-            hashes = (("sha256", item.sha256), ("md5", item.md5))
-            known = "".join(f"  {name} {value}" for name, value in hashes if value)
-            print(f"{item.url}\n  -> {folder / item.path}{known}")
-    if card.steps:
-        print(card.steps)
-
-
-def _say(folder: Path, item: Download, digest: str) -> None:
-    path = folder / item.path
-    if not digest:
-        print(f"{path}  unpacked before")
-        return
-    if item.sha256:
-        how = "as published"
-    elif item.md5:
-        how = "its md5 is as published"
-    else:
-        how = f"no hash is published; kept in {path.name}.sha256 to compare with"
-    print(f"{path}  sha256 {digest} ({how})")
 
 
 def _check(options: argparse.Namespace) -> None:

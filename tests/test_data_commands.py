@@ -64,7 +64,7 @@ def run(capsys, *arguments):
 
 
 def test_a_second_process_waits_and_then_finds_the_files_there(store, monkeypatch):
-    card = DataCard("Small", downloads=(Download(f"{URL}a", "a"), Download(f"{URL}b", "b")))
+    files = (Download(f"{URL}a", "a"), Download(f"{URL}b", "b"))
     inside, most, fetched = [], [], []
 
     def fetch(_, path, **__):
@@ -78,7 +78,7 @@ def test_a_second_process_waits_and_then_finds_the_files_there(store, monkeypatc
         return "hash"
 
     monkeypatch.setattr(obtain, "fetch", fetch)
-    arguments = (card, store, lambda *_: None, lambda *_: None)
+    arguments = (files, store, lambda *_: None, lambda *_: None)
     threads = [threading.Thread(target=obtain.fetch_all, args=arguments) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -136,7 +136,7 @@ def test_without_a_published_hash_the_first_one_is_kept_and_checked(server, tmp_
 def test_a_file_that_is_there_is_checked_and_not_asked_for(server, tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(CONTENT)
-    assert get(server, path, sha256=SHA256.upper()) == SHA256.upper()
+    assert get(server, path, sha256=SHA256.upper()) == SHA256
     path.write_bytes(b"other")
     other = hashlib.sha256(b"other").hexdigest()
     assert error(server, path, sha256=SHA256) == (
@@ -144,6 +144,47 @@ def test_a_file_that_is_there_is_checked_and_not_asked_for(server, tmp_path):
         "remove it to fetch it again"
     )
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [("sha256", SHA256), ("md5", MD5)], ids=["sha256", "md5"]
+)
+def test_the_first_digits_of_a_hash_are_compared_and_the_whole_one_is_kept(
+    server, tmp_path, name, whole
+):
+    path, beginning = tmp_path / "file.bin", {name: whole[:8].upper()}
+    assert get(server, path, **beginning) == SHA256
+    note = tmp_path / "file.bin.sha256"
+    assert note.read_text() == f"{SHA256}  file.bin\n"
+    assert get(server, path, **beginning) == SHA256
+    path.write_bytes(b"other")
+    other = hashlib.new(name, b"other").hexdigest()
+    assert f"its {name} is {other}, not {whole[:8]}...; remove it" in error(
+        server, path, **beginning
+    )
+    assert note.read_text() == f"{SHA256}  file.bin\n"
+    assert len(server.asked) == 1
+
+
+def test_a_file_whose_hash_begins_otherwise_is_thrown_away(server, tmp_path):
+    wrong = "0" * 8 if SHA256[0] != "0" else "1" * 8
+    text = error(server, tmp_path / "f", sha256=wrong)
+    assert f"gave a file whose sha256 is {SHA256}, not {wrong}... as published" in text
+    assert names(tmp_path) == []
+
+
+def test_a_file_with_the_published_beginning_must_be_the_one_first_seen(server, tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(CONTENT)
+    (tmp_path / "file.bin.sha256").write_text(f"{SHA256[:8]}{'0' * 56}  file.bin\n")
+    assert f"its sha256 is {SHA256}, not {SHA256[:8]}{'0' * 56}; remove" in error(
+        server, path, sha256=SHA256[:8]
+    )
+
+
+def test_fewer_than_eight_digits_are_no_hash(tmp_path):
+    with pytest.raises(AssertionError, match="fewer digits"):
+        fetch("https://example.org/f", tmp_path / "f", sha256="1234567")
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
@@ -301,7 +342,9 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
     text = error(server, tmp_path / "file" / "f")
     assert text.startswith(f"cannot use {tmp_path / 'file' / 'f'}: ")
-    assert text.endswith("make its folder writable, or set FEDKD_DATA to another one")
+    assert text.endswith(
+        "make its folder writable, or set FEDKD_DATA (for a teacher FEDKD_TEACHERS) to another one"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -149,7 +149,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
     assert refused(archive, tmp_path / "out") == (
         f"{tmp_path / 'out'} has 4 MB free, and 5 MB more are needed; free some, or set "
-        "FEDKD_DATA to a folder on another disk"
+        "FEDKD_DATA (for a teacher FEDKD_TEACHERS) to a folder on another disk"
     )
     assert not (tmp_path / "out" / "a").exists()
 

@@ -10,10 +10,11 @@ class Download:
 
     Attributes:
         url: Where from, https.
-        path: Where it goes, relative to the folder of all data (``FEDKD_DATA``).
-        sha256: Of the file, as published or as measured on a genuine copy; None if nobody published
-            one.
-        md5: Where the publisher gives only that.
+        path: Where it goes, relative to the folder of all data (``FEDKD_DATA``) or, for a teacher,
+            of all teachers (``FEDKD_TEACHERS``).
+        sha256: Of the file, as published or as measured on a genuine copy; the first digits, 8 at
+            least, where only these are published; None if nobody published one.
+        md5: Where the publisher gives only that; its first digits likewise.
         num_bytes: Size; None if unknown.
         unpack: Folder into which an archive is unpacked, relative to the folder of all data; None
             leaves the file as it is.

@@ -1,7 +1,7 @@
-"""Getting a data set: its files that anybody may download, and what is not there yet."""
+"""Getting a data set, or the weights of a teacher: its files that anybody may download, and what is not there yet."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ Show = Callable[[str, int, int | None], None]
 
 
 def fetch_all(
-    card: DataCard, folder: Path, show: Show, done: Callable[[Download, str], None]
+    downloads: Sequence[Download], folder: Path, show: Show, done: Callable[[Download, str], None]
 ) -> None:
     """Fetch, check and unpack everything that anybody may download; what is there is only checked.
 
@@ -30,8 +30,8 @@ def fetch_all(
     Of two processes that fetch into one folder, one waits for the other.
 
     Args:
-        card: What there is.
-        folder: The folder of all data.
+        downloads: What there is.
+        folder: The folder of all data, or of all teachers.
         show: Called as bytes arrive, or files out of an archive.
         done: Called after each file with its SHA-256; that of an archive which was unpacked and
             deleted is "".
@@ -40,9 +40,9 @@ def fetch_all(
         FetchError: See :func:`fedkd.fetching.fetch` and :func:`fedkd.unpacking.unpack`.
     """
     # What is there may lie in a folder that nobody may write to.
-    there = all(_is_fetched(folder / item.path) for item in card.downloads)
+    there = all(_is_fetched(folder / item.path) for item in downloads)
     with nullcontext() if there else _alone(folder):
-        for item in card.downloads:
+        for item in downloads:
             path = folder / item.path
             if _is_fetched(path) and not path.exists():
                 done(item, "")
