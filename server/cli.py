@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
     _add_data(commands)
+    _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
     return parser
 
@@ -71,6 +72,32 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
             help="settings of the data set, such as size=64"
             + ("; with a recipe any of its keys, such as data.size=64" if name == "check" else ""),
         )
+
+
+def _add_teachers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "list teachers, fetch one, check one, or print its card"
+    teachers = commands.add_parser("teachers", help=text, description=text[0].upper() + text[1:])
+    actions = teachers.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="what there is: network, method, licence, whether it is here")
+    for name, what, text in (
+        ("fetch", "NAME", "download its weights to FEDKD_TEACHERS, or say how to get them"),
+        ("check", "NAME | FILE", "check its file, open it strictly, and say what it is"),
+        ("card", "NAME | FILE", "print all that is known of it"),
+    ):
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        action.add_argument(
+            "source",
+            metavar=what,
+            help="a teacher's name, timm:<model> included"
+            + (", or a file that `fedkd pretrain` wrote" if "FILE" in what else ""),
+        )
+        if name == "check":
+            action.add_argument(
+                "overrides",
+                nargs="*",
+                metavar="key=value",
+                help="settings of the teacher, such as checkpoint=weights.pth",
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

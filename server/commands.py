@@ -28,6 +28,7 @@ from server.progress import TerminalProgress
 from server.results import partition_table
 from server.simulation import run as run_experiment
 from server.tables import print_catalog, print_divergence, print_partition, print_results
+from server.teacher_commands import teachers
 from strategies.factory import STRATEGIES
 
 
@@ -111,6 +112,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "config": show_config,
     "pretrain": pretrain,
     "data": data,
+    "teachers": teachers,
     "list": catalog,
 }
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -192,3 +193,49 @@ def _pair(val: Evaluation, test: Evaluation, attribute: str, key: str) -> Sequen
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def print_facts(console: Console, title: str, facts: Mapping[str, Any]) -> None:
+    """Names and values line by line; inner tables and lists of rows follow, each as its own.
+
+    Columns of rows whose cells are lists are left out.
+    """
+    console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
+    grid = Table.grid(padding=(0, 2))
+    inner = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping) or _is_rows(value):
+            inner[key] = value
+        else:
+            grid.add_row(f"  {key.replace('_', ' ')}", escape(_fact(value)))
+    console.print(grid, highlight=False)
+    for key, value in inner.items():
+        console.print()
+        if isinstance(value, Mapping):
+            print_facts(console, key.replace("_", " "), value)
+        else:
+            _print_rows(console, value)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def _print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    cells = [(key, value) for row in rows for key, value in row.items()]
+    lists = {key for key, value in cells if isinstance(value, list)}
+    columns = [key for key in dict.fromkeys(key for key, _ in cells) if key not in lists]
+    table = Table()
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_fact(row.get(column))) for column in columns))
+    console.print(table, highlight=False)
+
+
+def _fact(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_fact, value))
+    return str(value)

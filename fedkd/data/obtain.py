@@ -1,4 +1,4 @@
-"""Getting a data set, or the weights of a teacher: its files that anybody may download, and what is not there yet."""
+"""Getting data sets and weights: files that anybody may download, and what is not there yet."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

@@ -47,10 +47,11 @@ class OneTeacherConfig(Section):
     once and kept for all 8."""
     reference: str = ""
     """Folder of natural images on which feature moments are measured, for Fourier prompts from a
-    teacher without usable BatchNorm statistics; may hold ${VARIABLES}. Empty means procedural
-    images."""
+    teacher without usable BatchNorm statistics; may hold ${VARIABLES}. It is searched with all that
+    is in it, and must have 32 images at least. Empty means procedural images. Moments are measured
+    once and kept with the teachers' files."""
     reference_images: int = Field(default=256, ge=32)
-    """How many of them."""
+    """How many of them; of a folder with more, always the same choice."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
