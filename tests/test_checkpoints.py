@@ -130,7 +130,7 @@ def test_harmless_objects_are_refused_as_well(path):
     assert "reading it would call argparse.Namespace" in refusal(path)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 def test_torchscript_is_refused_as_a_program(path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
     text = refusal(path)

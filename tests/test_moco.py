@@ -1,14 +1,21 @@
 """MoCo-v2 teachers, from files in the format of its authors (random weights here)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from fedkd import seeding
+from fedkd.errors import TeacherError
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
+from fedkd.teachers.moco import open_moco
+from fedkd.teachers.zoo import CARDS
 from tests.test_zoo import digest, refusal
+
+SMALL = replace(CARDS["moco_v2_r50"], architecture="resnet18")
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +65,28 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     assert "missing conv1.weight" in text
 
 
-def test_without_the_head_of_the_query_encoder_there_is_none(network, tmp_path, caplog):
-    backbone = {k: t for k, t in network.state_dict().items() if not k.startswith("fc.")}
+def of_authors(prefix="module.encoder_q."):
+    """A small network with a head, by the authors' names."""
+    with seeding.isolated(0, "moco"):
+        net = torchvision.models.resnet18(weights=None)
+    net.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
+    return {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
+
+
+def test_without_the_head_of_the_query_encoder_there_is_none(tmp_path, caplog):
     path = tmp_path / "moco.pth"
-    torch.save({f"encoder_q.{name}": tensor for name, tensor in backbone.items()}, path)
-    teacher = open_teacher(
-        TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path))
-    )
-    assert (teacher.head, teacher.head_kind, teacher.num_features) == (None, "none", 2048)
+    state = {key: t for key, t in of_authors("encoder_q.").items() if ".fc." not in key}
+    torch.save(state, path)
+    parts = open_moco(SMALL, path, 224)
+    assert (parts.head, parts.num_features, parts.input_size) == (None, 512, 224)
     assert caplog.messages[-1].startswith(f"{path} holds no head")
 
 
-def test_half_a_head_is_refused(network, tmp_path):
-    state = {f"module.encoder_q.{name}": tensor for name, tensor in network.state_dict().items()}
-    del state["module.encoder_q.fc.2.bias"]
+def test_half_a_head_is_refused(tmp_path):
     path = tmp_path / "moco.pth"
+    state = of_authors()
+    del state["module.encoder_q.fc.2.bias"]
     torch.save({"state_dict": state}, path)
-    text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path)))
-    assert text == f"{path} does not fit ResNet: 1 problem(s): missing fc.2.bias"
+    with pytest.raises(TeacherError) as caught:
+        open_moco(SMALL, path, 224)
+    assert str(caught.value) == f"{path} does not fit ResNet: 1 problem(s): missing fc.2.bias"
