@@ -5,6 +5,7 @@ import torch
 from clients.ekd import EKD
 from clients.fedprox import FedProx
 from clients.fopro import FoPro
+from clients.moco import MoCo
 from clients.moon import Moon
 from clients.objective import Objective
 from clients.supervised import Supervised
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, str] = {
     "fedprox": "supervised, held near the received student (Li et al. 2020)",
     "moon": "supervised, contrasted with the client's previous student (Li et al. 2021)",
     "ekd": "Effective Knowledge Distillation from the plain teacher",
+    "moco": "momentum contrast without labels: hospitals make a teacher together",
     "fopro": "EKD from the Fourier-prompted teacher: FPG, and AKD with explore.gamma > 0",
 }
 
@@ -26,6 +28,8 @@ def make_objective(experiment: Experiment, partition_id: int, round_number: int)
     """The objective that the recipe names, for one client in one round (from 1)."""
     recipe = experiment.recipe
     config = recipe.objective
+    if config.name == "moco":
+        return MoCo(recipe.moco, recipe.seed, partition_id)
     counts = torch.from_numpy(experiment.loader(partition_id).class_counts()).to(
         experiment.device, experiment.dtype
     )

@@ -154,7 +154,7 @@ class Node:
         metrics[wire.NUM_SEEN] = sums.num_seen
         metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
         metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
-        if recipe.evaluation.personalised:
+        if recipe.evaluation.personalised and not self.experiment.scored_by_neighbours:
             metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
         metrics[wire.SECONDS] = time.perf_counter() - started
         new_state = {

@@ -1,5 +1,6 @@
 """Checks of the images and clients of an experiment, before any training."""
 
+import logging
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,8 @@ from fedkd.fourier.prompts import MIN_SIZE
 from fedkd.partition import Partition
 from fedkd.recipe import Recipe
 
+logger = logging.getLogger(__name__)
+
 
 def check_images(splits: Splits, recipe: Recipe) -> None:
     """Refuse images that students, teachers or prompts cannot take (DataError)."""
@@ -18,6 +21,11 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
         raise DataError(
             "all val images are of one class, on which evaluation.select_on = 'macro_auroc' is not "
             "defined; use images of two classes at least, or select on balanced_accuracy"
+        )
+    if recipe.objective.name == "moco" and len(splits.val) == 1:
+        raise DataError(
+            "there is one val image; objective.name = 'moco' is scored by nearest neighbours among "
+            "the val images and needs two at least"
         )
     for name in ("train", "val", "test"):
         images: LabelledImages = getattr(splits, name)
@@ -52,6 +60,11 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
                 f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
                 "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
                 "objective.name = 'ekd'"
+            )
+        if recipe.objective.name == "moco":
+            raise DataError(
+                f"{name} images are floats from {low:.3g} to {high:.3g}, but the views of "
+                "objective.name = 'moco' clamp colours to [0, 1]; give uint8 or unnormalised images"
             )
         # Clamped in training alone, they would be others there than in val and test.
         if recipe.augmentation.name in CLAMPS:
@@ -95,6 +108,20 @@ def check_held_out(
             f"site {images.site_names[images.sites[row]]!r} and class "
             f"{images.class_names[images.labels[row]]!r}; with strategy.exchange = {exchange!r} "
             "no student can predict them: leave them out, or use strategy.exchange = 'all'"
+        )
+
+
+def note_neighbours(recipe: Recipe) -> None:
+    """Say how moco is scored, and when colours are changed twice."""
+    logger.info(
+        "objective moco trains no classifier: val and test are scored by nearest neighbours (kNN) "
+        "among the labelled val images; no training label is read"
+    )
+    if recipe.augmentation.name in CLAMPS:
+        logger.info(
+            "augmentation.name is %r, but moco's views change colours themselves; none or dihedral "
+            "suits it better",
+            recipe.augmentation.name,
         )
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.border import check_clients, check_groups, check_held_out, check_images
+from fedkd.border import (
+    check_clients,
+    check_groups,
+    check_held_out,
+    check_images,
+    note_neighbours,
+)
 from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
@@ -98,6 +104,11 @@ class Experiment:
             return self.recipe.objective.name == "moon"
         return exchange != "all"
 
+    @property
+    def scored_by_neighbours(self) -> bool:
+        """Whether splits are predicted by nearest neighbours, as no classifier is trained."""
+        return self.recipe.objective.name == "moco"
+
     @cached_property
     def held_out_rows(self) -> dict[HeldOut, tuple[Integers, ...]]:
         """Each client's own rows of val and of test."""
@@ -130,6 +141,7 @@ class Experiment:
             normalize=self.splits.train.images.dtype == np.uint8,
             teacher_backbone=first.backbone if first else None,
             contrastive=objective.name == "moon",
+            momentum_contrast=objective.name == "moco",
             cosine=objective.loss == "ldam",
         )
         # Given weights may be float64: widen first, so that they are not rounded on the way in.
@@ -210,6 +222,8 @@ def open_experiment(
         initial_student,
         images_given=sites is not None,
     )
+    if experiment.scored_by_neighbours:
+        note_neighbours(recipe)
     if experiment.predicts_locally:
         for split, rows in experiment.held_out_rows.items():
             images: LabelledImages = getattr(splits, split)

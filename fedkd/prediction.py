@@ -1,13 +1,15 @@
-"""Class probabilities of a student."""
+"""Class probabilities of a student: by its classifier, or by nearest neighbours."""
 
 from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedkd.data.loading import Loader, in_order
 from fedkd.models.student import Student
+from fedkd.teachers.neighbours import knn_probabilities
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -24,3 +26,36 @@ def predict(student: Student, loader: Loader, batch_size: int) -> Probabilities:
     if not parts:
         return np.zeros((0, loader.data.num_classes))
     return torch.cat(parts).numpy()
+
+
+@torch.no_grad()
+def predict_by_neighbours(
+    student: Student, loader: Loader, batch_size: int, bank: Loader | None = None
+) -> Probabilities:
+    """Class probabilities by the nearest labelled images, float64 (num_images, num_classes).
+
+    For a student whose classifier is not trained: images are compared by the backbone's features.
+    The student is put into eval mode.
+
+    Args:
+        student: Gives the features.
+        loader: The images to predict, at least one.
+        batch_size: Images per forward pass.
+        bank: Images whose labels are known. None means those of ``loader``, at least two, each
+            left out when it is predicted itself.
+    """
+    known = bank or loader
+    features = _features(student, loader, batch_size)
+    return knn_probabilities(
+        features if bank is None else _features(student, bank, batch_size),
+        torch.from_numpy(known.labels),
+        features,
+        loader.data.num_classes,
+        leave_one_out=bank is None,
+    ).numpy()
+
+
+def _features(student: Student, loader: Loader, batch_size: int) -> Tensor:
+    student.eval()
+    with closing(loader.batches(in_order(len(loader), batch_size))) as loaded:
+        return torch.cat([student(pixels).features.cpu() for pixels, _ in loaded])

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
@@ -29,10 +29,11 @@ PLACES = {"images", "csv", "lists", "split_csv", "metadata", "root"} | CHANGES_N
 class ObjectiveConfig(Section):
     """What a client minimises."""
 
-    name: Literal["supervised", "fedprox", "moon", "ekd", "fopro"] = "fopro"
+    name: Literal["supervised", "fedprox", "moon", "moco", "ekd", "fopro"] = "fopro"
     """supervised (no teacher), fedprox (supervised, held near the received student), moon
-    (supervised, contrasted with the client's previous student), ekd (distillation from the plain
-    teacher), fopro (EKD from the Fourier-prompted teacher)."""
+    (supervised, contrasted with the client's previous student), moco (momentum contrast without
+    labels, which makes a teacher), ekd (distillation from the plain teacher), fopro (EKD from the
+    Fourier-prompted teacher)."""
     loss: LossName = "bsm"
     """Supervised loss of all classifiers; see `fedkd list`. ldam makes them cosine classifiers."""
     lambda_f: float = Field(default=3.0, ge=0)
@@ -68,6 +69,26 @@ class MoonConfig(Section):
     MOON authors' code, train (BatchNorm of the batch) as in Fed-MAS."""
 
 
+class MoCoConfig(Section):
+    """Objective moco: a teacher made by all hospitals, without labels.
+
+    Its classifier stays untrained, so val and test are predicted by nearest neighbours among the
+    labelled val images, and clients' own students are not evaluated. The teacher that is stored is
+    the student of the round that is best on val.
+    """
+
+    queue_size: int = Field(default=512, ge=1)
+    """Keys of earlier batches that an image is contrasted with; at most half as many as the client
+    has images."""
+    momentum: float = Field(default=0.99, ge=0, le=1)
+    """Of the encoder that makes the keys: 0 makes them with the student of the step, 1 with the
+    one that was received. It starts from the received student in every round."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Divides the cosines of the contrastive loss."""
+    view_size: int | None = Field(default=None, ge=8)
+    """Side in px of the random crops that are contrasted; not given means that of the images."""
+
+
 class StrategyConfig(Section):
     """How the server samples clients and weighs their students, and what of them travels."""
 
@@ -95,7 +116,7 @@ class EvaluationConfig(Section):
     """Each client also evaluates its own student, after its training, on its own part of the val
     split: the images of its site, or else a share of each class (within its site, if it is a part
     of one) like its share of the training images. Its class probabilities travel to the server,
-    which writes them down."""
+    which writes them down. Not with moco, which trains no classifier."""
 
 
 class EngineConfig(Section):
@@ -146,6 +167,8 @@ class Recipe(Section):
     """Settings of fedprox."""
     moon: MoonConfig = MoonConfig()
     """Settings of moon."""
+    moco: MoCoConfig = MoCoConfig()
+    """Settings of moco."""
     prompts: PromptConfig = PromptConfig()
     """Fourier prompts of fopro."""
     explore: ExploreConfig = ExploreConfig()
@@ -160,6 +183,21 @@ class Recipe(Section):
     """Evaluation and selection."""
     engine: EngineConfig = EngineConfig()
     """Where clients run."""
+
+    @model_validator(mode="after")
+    def _moco_reads_no_label(self) -> Self:
+        if self.objective.name != "moco":
+            return self
+        for key, value, allowed, why in (
+            ("strategy.name", self.strategy.name, "fedavg", "there are no scores of classes"),
+            ("strategy.exchange", self.strategy.exchange, "all", "one teacher is made by all"),
+            ("training.sampling", self.training.sampling, "uniform", "no label is to be read"),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"{key} is {value!r}, but objective.name = 'moco' takes {allowed!r} only: {why}"
+                )
+        return self
 
     def data_set(self) -> dict[str, Any]:
         """Which training images: sections ``data`` and ``long_tail`` without ``PLACES``.

@@ -23,6 +23,7 @@ from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from fedkd.teachers.zoo import TEACHERS
 from server import terminal
 from server.data_commands import data
+from server.made_teacher import TEACHER, use_of
 from server.plots import plot_partition
 from server.progress import TerminalProgress
 from server.results import partition_table
@@ -132,6 +133,8 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
         )
     print_results(terminal.stdout(), result.board)
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
+    if experiment.scored_by_neighbours and result.path:
+        print(f"distil from the teacher: fedkd run CONFIG {use_of(result.path / TEACHER)}")
 
 
 def _make_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ from fedkd import wire
 from fedkd.data.images import Integers
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.metrics import Evaluation, confusion_matrix, evaluate
-from fedkd.prediction import Probabilities, predict
+from fedkd.prediction import Probabilities, predict, predict_by_neighbours
 
 Arrays = dict[str, Tensor]
 Predict = Callable[[HeldOut, Arrays, int], Probabilities]
@@ -36,13 +36,19 @@ def on_the_server(experiment: Experiment) -> Predict:
     """Predict whole splits with the global student.
 
     Tensors that stay with the clients have their initial values; predictions do not read them.
+    Where no classifier is trained, the labelled val images are the neighbours that predict test,
+    and val by leaving out the image itself: no training label is read.
     """
     network = experiment.build_student()
+    batch_size = experiment.recipe.evaluation.batch_size
 
     def predict_split(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
         network.load_state_dict({**network.state_dict(), **student})
         loader = experiment.held_out_loader(split)
-        return predict(network, loader, experiment.recipe.evaluation.batch_size)
+        if experiment.scored_by_neighbours:
+            bank = None if split == "val" else experiment.held_out_loader("val")
+            return predict_by_neighbours(network, loader, batch_size, bank)
+        return predict(network, loader, batch_size)
 
     return predict_split
 

@@ -69,11 +69,12 @@ class TerminalProgress:
         """One line: losses, val scores, seconds."""
         self._bar.update(self._rounds, completed=len(board.rounds))
         row = board.rounds[-1]
+        val = "val by kNN" if board.experiment.scored_by_neighbours else "val"
         parts = [
             f"round {row['round']}/{self._num_rounds}",
             f"loss {row['train_loss']:.3f}",
             *([f"prior {row['prior']:.3f}"] if "prior" in row else []),
-            f"val: bal. acc. {row['val_balanced_accuracy']:.3f}",
+            f"{val}: bal. acc. {row['val_balanced_accuracy']:.3f}",
             f"mcc {row['val_mcc']:.3f}",
             f"tail recall {row['val_recall_tail']:.3f}",
             f"{row['seconds']:.1f} s",

@@ -22,6 +22,7 @@ from fedkd.partition import Partition
 from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
+from server.made_teacher import TEACHER, write_teacher
 from server.plots import plot_curves
 from server.scoreboard import Scoreboard, student_arrays
 
@@ -117,6 +118,8 @@ class RunDirectory:
         ):
             with files.replacing(self.path / name) as part:
                 save_file({key: t.contiguous() for key, t in tensors.items()}, part)
+        if self._experiment.scored_by_neighbours:
+            write_teacher(board, self.path / TEACHER, self._mode)
         title = self._experiment.recipe.name
         rounds = pd.DataFrame(board.rounds)
         plot_curves(rounds, self.path / "curves.png", title, board.best_round)
@@ -178,6 +181,7 @@ def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
         "num_rounds": len(board.rounds),
         "stopped_early": len(board.rounds) < board.experiment.recipe.num_rounds,
         "best_round": board.best_round,
+        "scored_by": "neighbours" if board.experiment.scored_by_neighbours else "classifier",
         "val": board.best_val.to_dict(),
         "test": board.test.to_dict(),
         "seconds": board.seconds,

@@ -36,6 +36,8 @@ def print_results(console: Console, board: Scoreboard) -> None:
     assert board.test is not None, "the run is not finished"
     val, test = board.best_val, board.test
     table = Table(title=f"student of round {board.best_round}, best on val")
+    if board.experiment.scored_by_neighbours:
+        table.caption = "kNN scores: predicted by the nearest labelled val images, no classifier"
     table.add_column("")
     table.add_column(f"val ({val.num_images})", justify="right")
     table.add_column(f"test ({test.num_images})", justify="right")

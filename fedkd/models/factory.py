@@ -96,6 +96,7 @@ def build_student(
     normalize: bool = True,
     teacher_backbone: nn.Module | None = None,
     contrastive: bool = False,
+    momentum_contrast: bool = False,
     cosine: bool = False,
 ) -> Student:
     """A student with its initial weights; equal arguments give equal bits.
@@ -108,6 +109,7 @@ def build_student(
         normalize: False for float images, whose values reach the student as they are.
         teacher_backbone: Needed by ``init = "teacher"``.
         contrastive: With MOON's projector.
+        momentum_contrast: With MoCo's head.
         cosine: With cosine classifiers.
 
     Raises:
@@ -124,6 +126,7 @@ def build_student(
             mean=IMAGENET_MEAN if scaled else (),
             std=IMAGENET_STD if scaled else (),
             contrastive=contrastive,
+            momentum_contrast=momentum_contrast,
             cosine=cosine,
         )
     if config.init == "imagenet":

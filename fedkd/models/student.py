@@ -18,7 +18,8 @@ class StudentOutput(NamedTuple):
         features: Backbone features, float (batch, d).
         logits: Of the classifier ``fc``, float (batch, num_classes); the prediction is its argmax.
         projection: What is compared with the teacher's features (EKD, float (batch, D)) or with the
-            projections of other students (MOON); None without a projector.
+            projections of other students (MOON) or of other views (MoCo); None without a
+            projector.
         projected_logits: Of ``fc_free``, float (batch, num_classes); trained, never predicted with.
     """
 
@@ -29,6 +30,7 @@ class StudentOutput(NamedTuple):
 
 
 MOON_PROJECTION = 256
+MOCO_PROJECTION = 128
 
 
 class CosineClassifier(nn.Module):
@@ -56,7 +58,8 @@ class Student(nn.Module):
 
     Names follow Fed-MAS: ``fc`` is the classifier, ``p_free`` the projector (Linear, BatchNorm,
     ReLU, Linear) into the teacher's feature space, ``fc_free`` a classifier on the projection. In a
-    student for MOON ``fc`` reads the projection ``p2(relu(p1(features)))``.
+    student for MOON ``fc`` reads the projection ``p2(relu(p1(features)))``. In one for MoCo
+    ``p_free`` is the contrastive head (Linear, ReLU, Linear), and ``fc`` stays untrained.
 
     Args:
         backbone: Maps normalised images (batch, 3, height, width) to features (batch, d).
@@ -64,6 +67,7 @@ class Student(nn.Module):
         num_classes: Classes, absent ones included.
         num_teacher_features: D; None builds neither projector nor second classifier.
         contrastive: Build MOON's projector; not together with ``num_teacher_features``.
+        momentum_contrast: Build MoCo's head, not together with either.
         cosine: Build cosine classifiers instead of linear ones, for LDAM.
         mean: Subtracted from each channel of the pixels; empty means pixels are used as they are.
         std: Divides each channel afterwards.
@@ -82,10 +86,12 @@ class Student(nn.Module):
         std: Sequence[float] = (),
         *,
         contrastive: bool = False,
+        momentum_contrast: bool = False,
         cosine: bool = False,
     ) -> None:
         super().__init__()
-        assert not contrastive or num_teacher_features is None, "a student has one projector"
+        projectors = (contrastive, momentum_contrast, num_teacher_features is not None)
+        assert sum(projectors) <= 1, "a student has one projector"
         classifier = CosineClassifier if cosine else nn.Linear
         self.backbone = backbone
         self.p1: nn.Module | None = None
@@ -104,6 +110,12 @@ class Student(nn.Module):
                 nn.Linear(num_features, num_teacher_features),
             )
             self.fc_free = classifier(num_teacher_features, num_classes)
+        elif momentum_contrast:
+            self.p_free = nn.Sequential(
+                nn.Linear(num_features, num_features),
+                nn.ReLU(),
+                nn.Linear(num_features, MOCO_PROJECTION),
+            )
         # Not part of the state: normalisation is a constant, and only learnt things travel.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -117,10 +129,11 @@ class Student(nn.Module):
             projection = self.p2(F.relu(self.p1(features)))
             return StudentOutput(features, self.fc(projection), projection, None)
         logits = self.fc(features)
-        if self.p_free is None or self.fc_free is None:
+        if self.p_free is None:
             return StudentOutput(features, logits, None, None)
         projection = self.p_free(features)
-        return StudentOutput(features, logits, projection, self.fc_free(projection))
+        projected_logits = self.fc_free(projection) if self.fc_free is not None else None
+        return StudentOutput(features, logits, projection, projected_logits)
 
     def project(self, pixels: Tensor) -> Tensor:
         """The projection alone, float (batch, D)."""

@@ -65,6 +65,8 @@ def write_teacher(
     teacher: StoredTeacher,
     metadata: Mapping[str, str],
     card: Mapping[str, Any],
+    *,
+    half: bool = True,
 ) -> None:
     """Write the weights, and beside them a card under the same name with the ending ``.json``.
 
@@ -76,10 +78,11 @@ def write_teacher(
         teacher: What is stored.
         metadata: Further texts to keep in the file.
         card: What the card says; size and hash are added.
+        half: False stores all weights as float32, unrounded.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     networks = (("backbone.", teacher.backbone), ("projector.", teacher.head))
-    halves = {id(parameter) for _, network in networks for parameter in _rounded(network)}
+    halves = {id(parameter) for _, network in networks for parameter in _rounded(network) if half}
     tensors = {
         prefix + name: (tensor.half() if id(tensor) in halves else tensor).detach().contiguous()
         for prefix, network in networks
