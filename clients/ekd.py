@@ -4,9 +4,12 @@ import torch
 from torch import Tensor
 
 from clients.objective import Stateless
+from fedkd.data.augment import Draws
+from fedkd.data.images import Integers
 from fedkd.losses.distillation import feature_distillation
 from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
+from fedkd.teachers.features import KeptFeatures
 from fedkd.teachers.frozen import Teacher
 from fedkd.training import Losses
 
@@ -24,6 +27,8 @@ class EKD(Stateless):
         lambda_f: Weight of the distillation term in this round, >= 0.
         class_weights: v, float (num_classes,), for class-balanced EKD; None means 1. They enter
             the class losses, but not the class scores.
+        kept: The teacher's features of this client's images, where they were computed beforehand;
+            None asks the teacher every time.
 
     Source: Elbatel et al., DeCaF 2023, as the Fed-MAS code computes it (``free`` loss).
     """
@@ -36,15 +41,26 @@ class EKD(Stateless):
         teacher: Teacher,
         lambda_f: float,
         class_weights: Tensor | None = None,
+        kept: KeptFeatures | None = None,
     ) -> None:
         self._loss = loss
         self.teacher = teacher
         self.lambda_f = lambda_f
         self._class_weights = class_weights
+        self._kept = kept
+        self._next = torch.empty(0)
+
+    def next_images(self, positions: Integers, draws: Draws | None) -> None:
+        """Look up their kept features."""
+        if self._kept is not None:
+            self._next = self._kept.of(positions, draws)
 
     def target(self, pixels: Tensor) -> Tensor:
         """What the projection of these images should be, float (batch, D), a constant."""
-        return self.teacher.features(pixels)
+        return self._features(pixels)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.teacher.features(pixels) if self._kept is None else self._next.to(pixels)
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch."""
@@ -66,7 +82,7 @@ class EKD(Stateless):
 
     def score_target(self, pixels: Tensor) -> Tensor | None:
         """Features of the plain images, without a prompt; None without distillation."""
-        return self.teacher.features(pixels) if self.lambda_f else None
+        return self._features(pixels) if self.lambda_f else None
 
     @torch.no_grad()
     def scores(

@@ -48,7 +48,8 @@ def make_objective(experiment: Experiment, partition_id: int, round_number: int)
         else None
     )
     if config.name == "ekd":
-        return EKD(loss, experiment.teacher_of(partition_id), lambda_f, weights)
+        kept = experiment.kept_features[partition_id]
+        return EKD(loss, experiment.teacher_of(partition_id), lambda_f, weights, kept)
     return FoPro(experiment, partition_id, loss, lambda_f, weights)
 
 

@@ -78,6 +78,8 @@ class Node:
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
         self._initial_local = self._local_tensors()
         self._initial = True
+        # Computed now, not in the middle of the first round.
+        _ = experiment.kept_features
         # By client and first row of the batch; kept on the CPU.
         self._score_targets: dict[tuple[int, int], Tensor | None] = {}
 
@@ -134,7 +136,13 @@ class Node:
         if recipe.training.keep_optimizer_state:
             load_optimizer_state(optimizer, state.get(OPTIMIZER, {}))
         orders = self._orders(loader.labels, round_number, partition_id)
-        draws = self._draws(orders, round_number, partition_id)
+        steps = self._steps(orders, round_number, partition_id)
+
+        def augment(pixels: Tensor) -> Tensor:
+            positions, draws = next(steps)
+            objective.next_images(positions, draws)
+            return augment_(pixels, draws, recipe.augmentation)
+
         clip = recipe.training.clip_norm
         sums = train_epochs(
             student,
@@ -145,7 +153,7 @@ class Node:
             orders=orders,
             num_classes=self.experiment.num_classes,
             clip_norm=objective.clip_norm if clip is None else clip,
-            augment=lambda pixels: augment_(pixels, next(draws), recipe.augmentation),
+            augment=augment,
             on_batch=self._announcer(partition_id, "training"),
         )
         metrics.update({wire.SUM + name: value for name, value in sums.terms.items()})
@@ -234,16 +242,16 @@ class Node:
             for epoch in range(recipe.training.local_epochs)
         ]
 
-    def _draws(
+    def _steps(
         self, orders: list[Integers], round_number: int, partition_id: int
-    ) -> Iterator[Draws]:
-        """The numbers that augment the images of each step, one step after the other."""
+    ) -> Iterator[tuple[Integers, Draws]]:
+        """Positions of the images of each step, and the numbers that augment them."""
         recipe, training = self.experiment.recipe, self.experiment.recipe.training
         for epoch, order in enumerate(orders):
             keys = (round_number, partition_id, epoch)
             table = draw(order, seeding.rng(recipe.seed, "augment", *keys))
             for rows in batches(np.arange(len(order)), training.batch_size, training.drop_last):
-                yield table[rows]
+                yield order[rows], table[rows]
 
     def _class_losses(self, sums: EpochSums, loader: Loader) -> Tensor:
         """Sums per class that stay means per image, whatever was drawn; see wire.CLASS_LOSSES."""
@@ -271,6 +279,7 @@ class Node:
             for rows, (pixels, labels) in zip(plan, loaded, strict=True):
                 key = (partition_id, int(rows[0]))
                 if key not in self._score_targets:
+                    objective.next_images(rows, None)
                     target = objective.score_target(pixels)
                     self._score_targets[key] = None if target is None else target.cpu()
                 target = self._score_targets[key]

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedkd.data.augment import Draws
+from fedkd.data.images import Integers
 from fedkd.data.loading import Loader
 from fedkd.models.student import Student
 from fedkd.training import Losses
@@ -41,6 +43,14 @@ class Objective(Protocol):
             loader: The client's images.
             round_number: From 1.
             on_step: Told the steps done and all steps.
+        """
+
+    def next_images(self, positions: Integers, draws: Draws | None) -> None:
+        """Told before :meth:`loss` and :meth:`score_target` which images they will get.
+
+        Args:
+            positions: Among the client's images, int64 (batch,).
+            draws: By which they are augmented, (batch, NUM_DRAWS); None means they are not.
         """
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
@@ -87,6 +97,9 @@ class Stateless:
     ) -> dict[str, float]:
         """Nothing to prepare."""
         return {}
+
+    def next_images(self, positions: Integers, draws: Draws | None) -> None:
+        """It is no matter which images they are."""
 
     def score_target(self, pixels: Tensor) -> Tensor | None:
         """Nothing but the labels."""

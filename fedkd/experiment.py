@@ -30,6 +30,8 @@ from fedkd.partition import Partition
 from fedkd.partitions.factory import partition
 from fedkd.recipe import Recipe
 from fedkd.schedules import learning_rates
+from fedkd.teachers.config import OneTeacherConfig
+from fedkd.teachers.features import KeptFeatures, keep_features
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.opening import GivenTeacher, open_teachers
 
@@ -55,6 +57,7 @@ class Experiment:
         dtype: Floating-point type of networks and pixels.
         initial_student: The caller's initial weights, instead of ``recipe.student``.
         images_given: The images are the caller's own, not those that the recipe names.
+        teacher_configs: Settings of each client's teacher; empty where there is none.
     """
 
     recipe: Recipe
@@ -66,6 +69,7 @@ class Experiment:
     dtype: torch.dtype
     initial_student: InitialStudent | None = field(default=None, repr=False)
     images_given: bool = False
+    teacher_configs: tuple[OneTeacherConfig, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -128,6 +132,21 @@ class Experiment:
     def teacher_of(self, partition_id: int) -> Teacher:
         """The frozen teacher of one client; only where the objective has one."""
         return self.teachers[partition_id]
+
+    @cached_property
+    def kept_features(self) -> tuple[KeptFeatures | None, ...]:
+        """Of each client's training images, where ``teacher.views`` says so; None elsewhere.
+
+        Computed, or read from the cache, when they are asked for first: not in a process that
+        trains nothing.
+        """
+        objective = self.recipe.objective
+        if objective.name != "ekd" or not objective.lambda_f:
+            return (None,) * self.num_clients
+        loaders = [self.loader(client) for client in range(self.num_clients)]
+        return keep_features(
+            self.teachers, self.teacher_configs, loaders, self.recipe.augmentation.name
+        )
 
     def build_student(self) -> Student:
         """A new student with the initial weights of this experiment."""
@@ -198,6 +217,7 @@ def open_experiment(
     check_clients(divided, recipe)
     rates = learning_rates(recipe.schedule, recipe.training.learning_rate, recipe.num_rounds)
     opened: tuple[Teacher, ...] = ()
+    configs: tuple[OneTeacherConfig, ...] = ()
     if recipe.objective.name in WITH_TEACHER:
         opened = open_teachers(
             recipe.teacher,
@@ -205,6 +225,11 @@ def open_experiment(
             divided.client_names,
             Loader(splits.train, np.arange(2), device, dtype).pixels(np.arange(2)),
             with_reference=recipe.objective.name == "fopro",
+        )
+        configs = (
+            tuple(recipe.teacher.of_clients(divided.client_names))
+            if teacher is None
+            else (recipe.teacher,) * len(opened)
         )
     if recipe.student.init == "teacher" and len(set(map(id, opened))) > 1:
         raise StudentError(
@@ -221,6 +246,7 @@ def open_experiment(
         dtype,
         initial_student,
         images_given=sites is not None,
+        teacher_configs=configs,
     )
     if experiment.scored_by_neighbours:
         note_neighbours(recipe)

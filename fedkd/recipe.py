@@ -199,6 +199,11 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _views_fit(self) -> Self:
+        self.teacher.check_views(self.objective.name, self.augmentation.name)
+        return self
+
     def data_set(self) -> dict[str, Any]:
         """Which training images: sections ``data`` and ``long_tail`` without ``PLACES``.
 

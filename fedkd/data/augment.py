@@ -40,6 +40,9 @@ AUGMENTATIONS: dict[str, str] = {
     "fedmas_skin": "Fed-MAS on ISIC-LT: one of scale, shift and up to 45 degrees; colours, flips",
 }
 
+DIHEDRAL = ("dihedral", "dihedral_jitter")
+"""Those that show an image in one of finitely many views, whatever else they do to it."""
+
 CLAMPS = ("dihedral_jitter", "fedmas_skin")
 """Those that change colours, and clamp them to [0, 1]."""
 
@@ -48,6 +51,7 @@ NUM_DRAWS = 10
 # makes the same flips.
 _FLIP_ROWS, _FLIP_COLUMNS, _TRANSPOSE, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(7)
 _CHOICE, _AMOUNT, _BLUR = range(7, NUM_DRAWS)
+_COINS = [_FLIP_ROWS, _FLIP_COLUMNS, _TRANSPOSE]
 
 # Values of a batch that are worked on at once on a CPU: they stay in its cache.
 _VALUES_AT_ONCE = 2**19
@@ -71,6 +75,30 @@ def draw(order: Integers, rng: np.random.Generator) -> Draws:
     draws = np.empty_like(table)
     draws[np.argsort(order, kind="stable")] = table
     return draws
+
+
+def dihedral_views(draws: Draws, square: bool) -> Integers:
+    """Number of the flip and turn that the augmentations in ``DIHEDRAL`` give each image.
+
+    Args:
+        draws: From :func:`draw`, the rows of these images.
+        square: Whether the images are; others do not turn.
+
+    Returns:
+        int64 (batch,), below 8, or 4 if not square; 0 is the image as it is.
+    """
+    coins = draws[:, _COINS] < 0.5
+    weights = np.array([4, 2, 1] if square else [2, 1, 0], np.int64)
+    views: Integers = (coins * weights).sum(1)
+    return views
+
+
+def dihedral_view(pixels: Tensor, number: int) -> Tensor:
+    """All images of a batch (batch, 3, height, width) in the view of one number."""
+    if pixels.shape[-1] != pixels.shape[-2]:
+        number *= 2
+    coins = torch.tensor([[bool(number & bit) for bit in (4, 2, 1)]])
+    return transforms.dihedral(pixels, coins.expand(len(pixels), 3))
 
 
 def augment_(pixels: Tensor, draws: Draws, config: AugmentationConfig) -> Tensor:
@@ -110,7 +138,7 @@ def augment_(pixels: Tensor, draws: Draws, config: AugmentationConfig) -> Tensor
 
 def _dihedral(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:
     """One of the 8 flips and quarter turns, our choice; images that are not square only flip."""
-    return transforms.dihedral(pixels, draws[:, [_FLIP_ROWS, _FLIP_COLUMNS, _TRANSPOSE]] < 0.5)
+    return transforms.dihedral(pixels, draws[:, _COINS] < 0.5)
 
 
 def _dihedral_jitter(pixels: Tensor, draws: Tensor, strength: float) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fedkd.config import Section
+from fedkd.data.augment import DIHEDRAL
 from fedkd.errors import ConfigError
 from fedkd.teachers import zoo
 from fedkd.teachers.card import Channels
@@ -40,11 +41,13 @@ class OneTeacherConfig(Section):
     """Floating-point type of the teacher's forward pass: that of training.dtype, or mixed precision
     (autocast), whose features are rounded."""
     views: Literal["augmented", "clean", "dihedral"] = "augmented"
-    """Which image the target of ekd is made of. augmented: the one the student sees, computed every
-    time. clean: the image without augmentation, computed once and kept; the student sees an
-    augmented image and is asked for the features of the clean one, which is another method.
-    dihedral: the student's flip and quarter turn of it, without any change of colours, computed
-    once and kept for all 8."""
+    """Image whose features are the target of ekd. augmented: the one that the student sees, asked
+    for in every step. The others are computed once and kept in FEDKD_CACHE; the teacher does not
+    run during training. clean: the image without augmentation; with any augmentation but none this
+    is another method, as the student is to match features of an image that it does not see.
+    dihedral: the student's own flip and quarter turn without changes of colour, one of 8 (4 if
+    images are not square); the same method with augmentation.name = dihedral, another one with
+    dihedral_jitter, and refused with the rest."""
     reference: str = ""
     """Folder of natural images on which feature moments are measured, for Fourier prompts from a
     teacher without usable BatchNorm statistics; may hold ${VARIABLES}. It is searched with all that
@@ -101,6 +104,25 @@ class TeacherConfig(OneTeacherConfig):
     """Other teachers for some clients: tables [[teacher.by_client]] with the keys of [teacher] and
     `clients`, the names of the clients that have it. All teachers have the same number of
     features."""
+
+    def check_views(self, objective: str, augmentation: str) -> None:
+        """Refuse kept features (``views``) that would not be those that are needed (ValueError)."""
+        keys = {"teacher.views": self.views}
+        for number, one in enumerate(self.by_client):
+            keys[f"teacher.by_client.{number}.views"] = one.views
+        for key, views in keys.items():
+            if objective == "fopro" and views != "augmented":
+                raise ValueError(
+                    f"{key} is {views!r}, but objective.name = 'fopro' draws a new prompt for "
+                    "every image and step, so that no feature can be kept; set it to 'augmented', "
+                    "or objective.name to 'ekd'"
+                )
+            if objective == "ekd" and views == "dihedral" and augmentation not in DIHEDRAL:
+                raise ValueError(
+                    f"{key} is 'dihedral', but augmentation.name is {augmentation!r}, whose views "
+                    f"are not the flips and quarter turns; set augmentation.name to "
+                    f"{' or '.join(map(repr, DIHEDRAL))}, or {key} to 'augmented' or 'clean'"
+                )
 
     def of_clients(self, names: Sequence[str]) -> list[OneTeacherConfig]:
         """The teacher of each client; the same object for clients that share one.
