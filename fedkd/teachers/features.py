@@ -4,9 +4,10 @@ Features belong to an image: what another image, label or hospital is does not e
 one file serves all hospitals of a simulation that have the teacher. Held-out images have none.
 
 A file appears under its name whole or not at all, and its name stands for everything that its
-numbers depend on: the content of every image, the views, the teacher and the dtype. It may be
-deleted at any time. One of the wrong length or shape is made again; bits that a disk loses without
-a write go unnoticed.
+numbers depend on: the content of every image, the views, the teacher and the dtype. To know the
+content, every image is read once at each start: about 0.8 s of CPU time per GB, and the decoding
+where images are not kept decoded. A file may be deleted at any time. One of the wrong length or
+shape is made again; bits that a disk loses without a write go unnoticed.
 """
 
 import hashlib
@@ -126,15 +127,17 @@ def keep_features(
     return tuple(kept)
 
 
-def features_of(teacher: Teacher, loader: Loader, num_views: int) -> Iterator[tuple[slice, Array]]:
-    """Features of images 0, 1, ... in each view: their positions, and (any, num_views, D).
+def features_of(
+    teacher: Teacher, loader: Loader, num_views: int
+) -> Iterator[tuple[slice, int, Array]]:
+    """Features of images 0, 1, ... in each view: positions, number of the view, and (any, D).
 
     ``BATCH`` images at once, the last batch filled up with its last image: how torch's CPU kernels
-    sum depends on the batch's size alone, not on the other images in it. The bits are therefore
-    those of ``teacher.features`` on any batch of ``BATCH``; and, as measured (float32, one and two
-    threads, torch 2 on an x86 CPU with AVX-512), of any larger batch, of any batch from 2 images on
-    for the default teacher, and of any batch for a ViT. Smaller batches differ in the last bits for
-    ResNet-50 and MobileNetV2 on one thread. A GPU promises nothing.
+    sum depends on the batch's size, not on the other images in it. The bits are therefore those of
+    ``teacher.features`` on any batch of ``BATCH``; and, as measured (float32, 16 to 224 px, one and
+    two threads, torch 2 on an x86 CPU with AVX-512), of any larger batch, of any batch from 2
+    images on for the default teacher, and of any batch for a ViT. Smaller batches differ in the
+    last bits for ResNet-50 and MobileNetV2. Of GPUs nothing is known.
 
     Args:
         teacher: Is asked.
@@ -145,9 +148,9 @@ def features_of(teacher: Teacher, loader: Loader, num_views: int) -> Iterator[tu
     padded = [rows[np.minimum(np.arange(BATCH), len(rows) - 1)] for rows in plan]
     with closing(loader.batches(padded)) as loaded:
         for rows, (pixels, _) in zip(plan, loaded, strict=True):
-            views = [dihedral_view(pixels, number) for number in range(num_views)]
-            features = torch.stack([teacher.features(view) for view in views], 1)
-            yield slice(rows[0], rows[-1] + 1), features[: len(rows)].cpu().numpy()
+            for number in range(num_views):
+                features = teacher.features(dihedral_view(pixels, number)).to(pixels)
+                yield slice(rows[0], rows[-1] + 1), number, features[: len(rows)].cpu().numpy()
 
 
 def _open(
@@ -213,9 +216,12 @@ def _write(
         if hasattr(os, "posix_fallocate"):
             with part.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, part.stat().st_size)
-        text = f"features of teacher {teacher.name!r} in {shape[1]} views:"
-        for rows, features in _told(features_of(teacher, loader, shape[1]), text, shape[0]):
-            values[rows] = features
+        text = f"features of teacher {teacher.name!r}, {shape[0]} images in {shape[1]} views"
+        logger.info("computing %s ...", text)
+        num_passes = -(-shape[0] // BATCH) * shape[1]
+        computed = features_of(teacher, loader, shape[1])
+        for rows, number, features in _told(computed, text, num_passes):
+            values[rows, number] = features
         values.flush()
         del values
         os.replace(part, path)
@@ -230,7 +236,7 @@ def _digests(loader: Loader, rows: Integers) -> list[bytes]:
     plan = [rows[positions] for positions in in_order(len(rows), BATCH)]
     found: list[bytes] = []
     with closing(read_batches(images, plan)) as read:
-        for batch in _told(read, "check sums for the feature cache:", len(rows)):
+        for batch in _told(read, "check sums of the images", len(plan)):
             found += [hashlib.sha256(head + image.tobytes()).digest() for image in batch]
     return found
 
@@ -249,13 +255,13 @@ def _identity(teacher: Teacher, loader: Loader) -> str:
     return f"{weights} {settings} {states.sha256({'probe': probe})}"
 
 
-def _told(batches: Iterable[_Item], text: str, num_images: int) -> Iterator[_Item]:
+def _told(batches: Iterable[_Item], text: str, num_batches: int) -> Iterator[_Item]:
     """The same, with a line in the log every few seconds."""
     started = last = time.monotonic()
     for number, batch in enumerate(batches):
         now = time.monotonic()
         if now - last >= _REPORT_EVERY_S:
-            last, done = now, number * BATCH
-            left = (now - started) * (num_images / max(done, 1) - 1)
-            logger.info("%s %d of %d images, about %.0f s left", text, done, num_images, left)
+            last, done = now, (number + 1) / num_batches
+            left = (now - started) * (1 / done - 1)
+            logger.info("%s: %.0f %%, about %.0f s left", text, 100 * done, left)
         yield batch
