@@ -22,6 +22,7 @@ from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import head_medium_tail
 from fedkd.data.thinning import thin
+from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
 from fedkd.held_out import divide_held_out
 from fedkd.models.factory import build_student
@@ -199,7 +200,7 @@ def open_experiment(
     Raises:
         FedkdError: The first thing that does not fit, with what to do about it.
     """
-    device = _device(recipe.engine.device)
+    device = choose_device(recipe.engine.device, "engine.device")
     dtype = torch.float64 if recipe.training.dtype == "float64" else torch.float32
     if sites is None and (val is not None or test is not None):
         raise ConfigError("val or test images are given without sites; give all three or none")
@@ -261,22 +262,6 @@ def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
     """The images that a recipe names, and which of them each client trains on."""
     splits = thin(recipe.long_tail, load_splits(recipe.data))
     return splits, partition(recipe.partition, splits.train, recipe.num_clients, recipe.seed)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"engine.device is {name!r}; it must be auto, cpu, cuda or cuda:<number>"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"engine.device is {name!r}; it must be auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"engine.device is {name!r} but torch sees no GPU; use cpu or auto")
-    return device
 
 
 def _gather(
