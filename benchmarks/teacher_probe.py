@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from fedkd import files, paths, seeding
 from fedkd.models.small_resnet import resnet10
 from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretrain import PretrainConfig, measure_statistics, normalize
+from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.teachers.pretraining.images import normalize
+from fedkd.teachers.pretraining.statistics import measure_statistics
 from fedkd.teachers.probe import Probe, lesion_bootstrap, linear_probe, score
 from fedkd.teachers.simclr import Projector
 from fedkd.teachers.stored import load_pretrained, round_weights

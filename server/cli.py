@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("centralized", "train the same method on the pooled images, without a federation"),
         ("partition", "show which hospital has which classes, as a table and a picture"),
         ("config", "print every key of the resolved recipe, with its meaning"),
-        ("pretrain", "make a teacher from procedural images, offline"),
+        ("pretrain", "make a teacher from your own images or procedural ones, offline"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         command.add_argument("config", help="recipe, a TOML file")

@@ -4,13 +4,10 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rich.progress import Progress
-
 from clients.factory import OBJECTIVES
 from fedkd import config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
-from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
@@ -18,13 +15,12 @@ from fedkd.partitions import manifest
 from fedkd.partitions.factory import PARTITIONS
 from fedkd.recipe import Recipe
 from fedkd.schedules import SCHEDULES
-from fedkd.teachers.pretrain import PretrainConfig
-from fedkd.teachers.pretrain import pretrain as pretrain_teacher
 from fedkd.teachers.zoo import TEACHERS
 from server import terminal
 from server.data_commands import data
 from server.made_teacher import TEACHER, use_of
 from server.plots import plot_partition
+from server.pretrain_command import pretrain
 from server.progress import TerminalProgress
 from server.results import partition_table
 from server.simulation import run as run_experiment
@@ -53,7 +49,7 @@ def partition(options: argparse.Namespace) -> None:
     print_partition(console, table)
     counts = divided.counts(splits.train.labels, splits.train.num_classes)
     print_divergence(console, counts, divided.client_names, splits.train.class_names)
-    folder = _make_folder(Path(options.output or Path(recipe.output) / recipe.name))
+    folder = terminal.make_folder(Path(options.output or Path(recipe.output) / recipe.name))
     picture, csv = folder / "partition.png", folder / "partition.csv"
     described = folder / "partition.json"
     title = f"{recipe.name}: training images per hospital and class"
@@ -67,22 +63,6 @@ def partition(options: argparse.Namespace) -> None:
     with files.replacing(described) as part:
         part.write_text(text, encoding="utf-8")
     print(f"partition hash {divided.hash}\n{picture}\n{csv}\n{described}")
-
-
-def pretrain(options: argparse.Namespace) -> None:
-    """``fedkd pretrain``: a teacher from procedural images."""
-    terminal.log_to_stderr()
-    settings = config.load(PretrainConfig, options.config, options.overrides)
-    folder = _make_folder(Path(options.output or "teachers"))
-    with Progress(console=terminal.stderr()) as bar:
-        task = bar.add_task("pre-training")
-
-        def show(step: int, total: int, values: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-            bar.update(task, completed=step, total=total, description=f"pre-training  {text}")
-
-        path = pretrain_teacher(settings, folder, show)
-    print(path)
 
 
 def show_config(options: argparse.Namespace) -> None:
@@ -135,13 +115,3 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
     if experiment.scored_by_neighbours and result.path:
         print(f"distil from the teacher: fedkd run CONFIG {use_of(result.path / TEACHER)}")
-
-
-def _make_folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {path}: {error}; choose another --output"
-        ) from None
-    return path

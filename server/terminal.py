@@ -2,8 +2,11 @@
 
 import logging
 import sys
+from pathlib import Path
 
 from rich.console import Console
+
+from fedkd.errors import ConfigError
 
 
 def stdout() -> Console:
@@ -14,6 +17,17 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Console of the progress."""
     return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+
+
+def make_folder(path: Path) -> Path:
+    """The folder of a command's files, made if it is missing; ConfigError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path}: {error}; choose another --output"
+        ) from None
+    return path
 
 
 def log_to_stderr() -> None:

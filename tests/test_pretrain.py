@@ -12,7 +12,9 @@ from torch import nn
 from fedkd import config
 from fedkd.errors import ConfigError, TeacherError
 from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretrain import PretrainConfig, normalize, pretrain
+from fedkd.teachers.pretrain import pretrain
+from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.teachers.pretraining.images import normalize
 from fedkd.teachers.stored import load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +144,7 @@ def test_card_describes_the_file(made):
     card = json.loads(made[0].with_suffix(".json").read_text(encoding="utf-8"))
     assert card["sha256"] == sha256(made[0])
     assert card["size_bytes"] == made[0].stat().st_size
-    assert card["config"] == TINY.model_dump()
+    assert card["config"] == TINY.record()
     assert (card["num_features"], card["head"], card["licence"]) == (
         480,
         "contrastive",
@@ -205,7 +207,7 @@ def test_shipped_file_is_the_one_of_its_card(card):
 
 def test_shipped_recipe_is_the_one_of_the_card(card):
     recipe = config.load(PretrainConfig, ROOT / "configs" / "pretrain_default.toml")
-    assert card["config"] == recipe.model_dump()
+    assert card["config"] == recipe.record()
     assert card["name"] == recipe.name == "default"
 
 

@@ -5,7 +5,9 @@ import torch
 
 from fedkd import seeding
 from fedkd.models.small_resnet import SmallResNet
-from fedkd.teachers.simclr import Projector, decoupled_nt_xent, random_views, train_simclr
+from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.teachers.pretraining.training import make_optimizer, train
+from fedkd.teachers.simclr import Projector, SimCLR, decoupled_nt_xent, random_views
 
 
 def draws(*shape, key=0, dtype=torch.float32):
@@ -107,43 +109,39 @@ def test_crops_magnify_and_flips_happen():
     assert slopes.abs().quantile(0.1) < 0.5 * slopes.abs().quantile(0.9)
 
 
-def train(steps, bfloat16=False):
+def trained(steps, bfloat16=False):
+    config = PretrainConfig(steps=steps, warm_up_steps=2, weight_decay=1e-4)
     with seeding.isolated(0, "simclr"):
-        backbone, projector = SmallResNet((8, 16), all_stages=True), Projector(16, 16, 8)
+        learner = SimCLR(SmallResNet((8, 16), all_stages=True), Projector(16, 16, 8), 0.2, bfloat16)
     images, losses = pixels(num=32), []
 
     def draw(step):
-        return views(images, key=2 * step), views(images, key=2 * step + 1)
+        return [2 * views(images, key=2 * step + n) - 1 for n in range(2)]
 
-    train_simclr(
-        backbone,
-        projector,
-        lambda x: 2 * x - 1,
+    train(
+        learner,
+        make_optimizer(learner, config),
         draw,
-        steps=steps,
-        warm_up_steps=2,
-        learning_rate=4e-3,
-        weight_decay=1e-4,
-        temperature=0.2,
-        bfloat16=bfloat16,
-        on_step=lambda step, loss: losses.append((step, loss)),
+        config,
+        0,
+        lambda step, loss: losses.append((step, loss)),
     )
-    return backbone, losses
+    return learner, losses
 
 
 def test_training_lowers_the_loss_and_tells_every_step():
-    _, losses = train(steps=30)
+    _, losses = trained(steps=30)
     assert [step for step, _ in losses] == list(range(1, 31))
     values = [loss for _, loss in losses]
     assert sum(values[-5:]) / 5 < sum(values[:5]) / 5 - 0.2
 
 
 def test_training_twice_gives_the_same_losses():
-    assert train(steps=3)[1] == train(steps=3)[1]
+    assert trained(steps=3)[1] == trained(steps=3)[1]
 
 
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights():
-    full, half = train(steps=3), train(steps=3, bfloat16=True)
+    full, half = trained(steps=3), trained(steps=3, bfloat16=True)
     assert half[1] != full[1]
     assert half[1][0][1] == pytest.approx(full[1][0][1], rel=0.02)
     assert all(value.dtype == torch.float32 for value in half[0].parameters())

@@ -46,6 +46,7 @@ class SmallResNet(nn.Module):
     def __init__(self, widths: Sequence[int], all_stages: bool = False) -> None:
         super().__init__()
         self.all_stages = all_stages
+        self.widths = tuple(widths)
         self.num_stages = len(widths)
         self.num_features = sum(widths) if all_stages else widths[-1]
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)

@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float32]
 _REPORT_EVERY_S = 5.0
 BATCH = 64
 """Images drawn from one stream; part of what defines the images of a seed."""
+REPORT_EVERY_S = 5.0
 NUM_LEAVES = 300
 MIN_RADIUS = 0.03
 MAX_RADIUS = 0.5
@@ -50,6 +51,9 @@ def dead_leaves(num_images: int, size: int, seed: int) -> npt.NDArray[np.uint8]:
             logger.info("drew %d of %d images", start, num_images)
         batch = _draw(size, seeding.rng(seed, "dead-leaves", start // BATCH))
         images[start : start + BATCH] = batch[: num_images - start]
+        if time.monotonic() - last >= REPORT_EVERY_S:
+            last = time.monotonic()
+            logger.info("drew %d of %d dead leaves images", start + BATCH, num_images)
     return images
 
 

@@ -1,8 +1,12 @@
 """Momentum contrast (MoCo v2): a queue of keys from a slowly moving encoder."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fedkd.teachers.simclr import deepest_features
 
 
 def queue_nt_xent(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -53,3 +57,54 @@ def follow_(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     """
     for own, other in zip(slow.parameters(), fast.parameters(), strict=True):
         own.mul_(momentum).add_(other, alpha=1 - momentum)
+
+
+class MomentumContrast(nn.Module):
+    """MoCo v2 on one machine: backbone and head, their slow copies, and the queue.
+
+    Queries and keys pass through networks of their own in separate batches, but BatchNorm is not
+    shuffled over devices as the authors do: there is one device. Differs also in the views, which
+    are SimCLR's here.
+
+    Args:
+        backbone: Maps normalised images to features.
+        head: Maps the deepest of them to embeddings; the authors' has no BatchNorm.
+        queue: Random keys of unit length, as :func:`new_queue` makes them.
+        momentum: Of the slow networks, 0..1; 0 makes them copies, 1 leaves them as they are.
+        temperature: Of the loss, > 0.
+        bfloat16: Run the backbones in mixed precision.
+    Source: Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020.
+    """
+
+    queue: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        queue: Tensor,
+        *,
+        momentum: float,
+        temperature: float,
+        bfloat16: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.slow_backbone = copy.deepcopy(backbone).requires_grad_(False)
+        self.slow_head = copy.deepcopy(head).requires_grad_(False)
+        self.register_buffer("queue", queue)
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.momentum, self.temperature, self.mixed = momentum, temperature, bfloat16
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss of a batch of pairs of normalised views, a scalar; the queue takes the keys."""
+        query = self.head(deepest_features(self.backbone, first, self.mixed))
+        follow_(self.slow_backbone, self.backbone, self.momentum)
+        follow_(self.slow_head, self.head, self.momentum)
+        with torch.no_grad():
+            key = self.slow_head(deepest_features(self.slow_backbone, second, self.mixed))
+        # A copy, as the gradient needs the keys that are overwritten below.
+        loss = queue_nt_xent(query, key, self.queue.clone(), self.temperature).mean()
+        self.position.fill_(enqueue_(self.queue, int(self.position), key))
+        return loss

@@ -1,191 +1,208 @@
-"""``fedkd pretrain``: a small self-supervised teacher made from nothing, offline."""
+"""``fedkd pretrain``: a self-supervised teacher made from one's own images, or from nothing."""
 
+import json
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, cast
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fedkd import seeding
-from fedkd.config import Section
-from fedkd.models.small_resnet import SmallResNet, resnet10
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.simclr import Projector, random_views, train_simclr
-from fedkd.teachers.stored import StoredTeacher, round_weights, write_teacher
+from fedkd.data.pixels import Pixels
+from fedkd.device import choose_device
+from fedkd.models.factory import STUDENTS
+from fedkd.models.small_resnet import SmallResNet
+from fedkd.teachers.momentum import MomentumContrast, new_queue
+from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.teachers.pretraining.images import (
+    MEAN,
+    STD,
+    content_hash,
+    describe,
+    normalize,
+    pixels_of,
+    read_images,
+)
+from fedkd.teachers.pretraining.probing import NEIGHBOURS, ValProbe
+from fedkd.teachers.pretraining.statistics import measure_statistics
+from fedkd.teachers.pretraining.training import Checkpoint, Position, make_optimizer, train
+from fedkd.teachers.simclr import SimCLR, random_views
+from fedkd.teachers.stored import HeadName, StoredTeacher, build_head, round_weights, write_teacher
 
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.25, 0.25, 0.25)
-"""Input normalisation: our choice for procedural images, whose channels are alike."""
-
-
-class PretrainConfig(Section):
-    """SimCLR on procedural dead leaves images."""
-
-    name: str = Field(default="teacher", pattern=r"^[\w.-]+$")
-    """Name of the files that are written."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of images, initial weights and views."""
-    num_images: int = Field(default=12_000, ge=2)
-    """Procedural images; every step draws from them."""
-    source_size: int = Field(default=64, ge=8)
-    """Side of the procedural images in px, from which views are cropped."""
-    view_size: int = Field(default=32, ge=8)
-    """Side of the training views in px."""
-    reading_size: int = Field(default=64, ge=8)
-    """Side in px at which the teacher will be used; BatchNorm statistics are measured there."""
-    steps: int = Field(default=480, ge=1)
-    """Optimiser steps."""
-    warm_up_steps: int = Field(default=20, ge=0)
-    """Steps of linear warm-up; fewer than steps."""
-    batch_size: int = Field(default=256, ge=2)
-    """Images per step; each gives two views."""
-    temperature: float = Field(default=0.2, gt=0)
-    """Temperature of the contrastive loss."""
-    learning_rate: float = Field(default=4e-3, gt=0)
-    """Highest step size of AdamW."""
-    weight_decay: float = Field(default=1e-2, ge=0)
-    """Decoupled weight decay."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the backbone's convolutions while training; weights and statistics stay float32."""
-    num_hidden: int = Field(default=256, ge=1)
-    """Hidden width of the contrastive head."""
-    num_outputs: int = Field(default=128, ge=1)
-    """Output width of the contrastive head."""
-    statistics_batches: int = Field(default=40, ge=1)
-    """Batches over which the final BatchNorm statistics are averaged."""
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> "PretrainConfig":
-        if self.warm_up_steps >= self.steps:
-            raise ValueError(
-                f"warm_up_steps is {self.warm_up_steps}; it must be below steps = {self.steps}"
-            )
-        return self
-
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, float]], None]
+Learner = SimCLR | MomentumContrast
+
+METHODS = {
+    "simclr": "SimCLR with the decoupled contrastive loss",
+    "moco_v2": "MoCo v2 on one machine, without shuffled BatchNorm, with SimCLR's views",
+}
 
 
 def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = None) -> Path:
     """Pre-train and write ``<name>.safetensors`` and its card ``<name>.json``.
 
     Weights are stored as float16, BatchNorm tensors as float32; what is loaded is what is stored.
-    The same recipe gives the same file on one machine with one number of threads; on another the
-    last bits of sums differ, and training makes them grow.
+    The same recipe gives the same file on one machine with one number of threads, interrupted or
+    not; on another the last bits of sums differ, and training makes them grow.
+
+    Meanwhile ``<name>.checkpoint.pt`` lies beside them, from which the same call goes on; it is
+    removed at the end.
 
     Args:
         config: The recipe.
         out_dir: Folder, made if it is missing.
-        progress: Told steps done, all steps and values to show.
+        progress: Told steps done, all steps and values to show: the loss, images_per_s and, after
+            a probe, its balanced accuracy.
 
     Returns:
         The path of the weights.
+
+    Raises:
+        FedkdError: Images, device or checkpoint that cannot be used, or a loss that is not finite.
     """
-    images = torch.from_numpy(dead_leaves(config.num_images, config.source_size, config.seed))
+    device = choose_device(config.device, "device")
+    probe = ValProbe(config.probe, config.reading_size) if config.probe.data else None
+    logger.info("images: %s ...", describe(config.images))
+    images = read_images(config)
+    images_sha256 = content_hash(images)
+    learner, num_features = _make_learner(config, device)
+    optimizer = make_optimizer(learner, config)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint(checkpoint_path(config, out_dir), config.record(), images_sha256)
+    position = checkpoint.load(learner, optimizer)
+    first, before, began = position.step, position.seconds, time.monotonic()
+    saved = began
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         rows = seeding.rng(config.seed, "pretrain-batch", step).integers(
             len(images), size=config.batch_size
         )
-        pixels = images[torch.from_numpy(rows)].float() / 255
+        pixels = pixels_of(images, rows, device)
         generator = seeding.generator(config.seed, "pretrain-views", step)
-        first = random_views(pixels, config.view_size, generator)
-        return first, random_views(pixels, config.view_size, generator)
+        views = [random_views(pixels, config.view_size, generator) for _ in range(2)]
+        return normalize(views[0]), normalize(views[1])
 
     def on_step(step: int, loss: float) -> None:
+        nonlocal saved
+        now = time.monotonic()
+        values = {"loss": loss}
+        values["images_per_s"] = (step - first) * config.batch_size / max(now - began, 1e-9)
+        if probe and config.probe.every and step % config.probe.every == 0 and step < config.steps:
+            found = probe.neighbours(learner.backbone)
+            logger.info("step %d: kNN balanced accuracy %.3f on val", step, *found.values())
+            position.history.append({"step": step, **found})
+            values |= found
         if progress:
-            progress(step, config.steps, {"loss": loss})
+            progress(step, config.steps, values)
+        position.step, position.seconds = step, before + time.monotonic() - began
+        if step == config.steps or now - saved >= 60 * config.checkpoint_minutes:
+            checkpoint.save(learner, optimizer, position)
+            saved = time.monotonic()
 
-    with seeding.isolated(config.seed, "pretrain"):
-        backbone = resnet10().to(memory_format=torch.channels_last)
-        projector = Projector(256, config.num_hidden, config.num_outputs)
-    train_simclr(
-        backbone,
-        projector,
-        normalize,
-        draw,
-        steps=config.steps,
-        warm_up_steps=config.warm_up_steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        temperature=config.temperature,
-        bfloat16=config.precision == "bfloat16",
-        on_step=on_step,
+    train(learner, optimizer, draw, config, first, on_step)
+    backbone, head = learner.backbone, learner.head
+    round_weights(backbone, head)
+    logger.info("measuring BatchNorm statistics at %d px ...", config.reading_size)
+    measure_statistics(backbone, head, images, config)
+    if probe:
+        position.history.append({"step": config.steps, **probe.everything(backbone)})
+    position.seconds = before + time.monotonic() - began
+    teacher = StoredTeacher(
+        config.architecture,
+        backbone.cpu(),
+        num_features,
+        cast(nn.Sequential, head.cpu()),
+        MEAN,
+        STD,
     )
-    round_weights(backbone, projector)
-    measure_statistics(backbone, projector, images, config)
-    return _write(config, backbone, projector, out_dir)
+    path = out_dir / f"{config.name}.safetensors"
+    card = _card(config, teacher, images, images_sha256, position)
+    write_teacher(path, teacher, _metadata(config), {**card, "device": str(device)})
+    checkpoint.remove()
+    return path
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1] to the network's input."""
-    return (pixels - MEAN[0]) / STD[0]
+def checkpoint_path(config: PretrainConfig, out_dir: Path) -> Path:
+    """Where the checkpoint of an unfinished pre-training lies."""
+    return out_dir / f"{config.name}.checkpoint.pt"
 
 
-@torch.no_grad()
-def measure_statistics(
-    backbone: SmallResNet, projector: nn.Module, images: Tensor, config: PretrainConfig
-) -> None:
-    """Replace BatchNorm's running statistics by plain averages over whole images, in place.
-
-    The running averages of training lag behind the weights and describe crops at ``view_size``; the
-    Fourier prompts compare with them at ``reading_size``, so there they are measured.
-    """
-    norms = [
-        module
-        for network in (backbone, projector)
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    ]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # cumulative average
-    backbone.train()
-    projector.train()
-    for number in range(config.statistics_batches):
-        rows = seeding.rng(config.seed, "pretrain-statistics", number).integers(
-            len(images), size=min(config.batch_size, 128)
-        )
-        pixels = images[torch.from_numpy(rows)].float() / 255
-        if config.reading_size != config.source_size:
-            size = (config.reading_size, config.reading_size)
-            pixels = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-        projector(backbone.pooled_stages(normalize(pixels))[-1])
-    for module in norms:
-        module.momentum = 0.1
-    backbone.eval()
-    projector.eval()
+def _make_learner(config: PretrainConfig, device: torch.device) -> tuple[Learner, int]:
+    """What is trained, with its first weights, and the width of the backbone's features."""
+    kind: HeadName = "batchnorm" if config.method == "simclr" else "plain"
+    with seeding.isolated(config.seed, "pretrain"):
+        backbone, num_features = STUDENTS[config.architecture].build()
+        backbone = backbone.to(memory_format=torch.channels_last)
+        width = backbone.widths[-1] if isinstance(backbone, SmallResNet) else num_features
+        head = build_head(kind, width, config.num_hidden, config.num_outputs)
+    bfloat16 = config.precision == "bfloat16"
+    if config.method == "simclr":
+        return SimCLR(backbone, head, config.temperature, bfloat16).to(device), num_features
+    queue = new_queue(
+        config.queue_size, config.num_outputs, seeding.generator(config.seed, "pretrain-queue")
+    )
+    learner = MomentumContrast(
+        backbone,
+        head,
+        queue,
+        momentum=config.momentum,
+        temperature=config.temperature,
+        bfloat16=bfloat16,
+    )
+    return learner.to(device), num_features
 
 
-def _write(config: PretrainConfig, backbone: nn.Module, projector: Projector, folder: Path) -> Path:
-    teacher = StoredTeacher("resnet10", backbone, 480, projector, MEAN, STD)
-    path = folder / f"{config.name}.safetensors"
-    metadata = {
+def _metadata(config: PretrainConfig) -> dict[str, str]:
+    # Without the name, so that a file's hash does not depend on what it is called.
+    record = {key: value for key, value in config.record().items() if key != "name"}
+    return {
         "reading_size": str(config.reading_size),
-        # Without the name, so that a file's hash does not depend on what it is called.
-        "config": config.model_dump_json(exclude={"name"}),
+        "config": json.dumps(record, separators=(",", ":")),
     }
+
+
+def _card(
+    config: PretrainConfig,
+    teacher: StoredTeacher,
+    images: Pixels,
+    images_sha256: str,
+    position: Position,
+) -> dict[str, Any]:
+    procedural = config.images.source == "dead_leaves"
+    where = f"{len(images)} procedural dead leaves images, no data set"
     card = {
         "name": config.name,
-        "architecture": "resnet10",
-        "num_features": 480,
-        "num_parameters": sum(p.numel() for p in backbone.parameters()),
+        "architecture": config.architecture,
+        "num_features": teacher.num_features,
+        "num_parameters": sum(p.numel() for p in teacher.backbone.parameters()),
         "head": "contrastive",
-        "method": "SimCLR with the decoupled contrastive loss",
-        "data": f"{config.num_images} procedural dead leaves images, no data set",
+        "method": METHODS[config.method],
+        "data": where if procedural else f"{len(images)} images of {describe(config.images)}",
+        "images_sha256": images_sha256,
         "mean": MEAN,
         "std": STD,
         "reading_size": config.reading_size,
-        "config": config.model_dump(),
+        "config": config.record(),
         "batchnorm_statistics": (
             f"plain averages over {config.statistics_batches} batches of whole images at "
             f"{config.reading_size} px, measured after training with the stored weights"
         ),
-        "licence": "Apache-2.0",
+        "licence": "Apache-2.0" if procedural else "that of your images",
+        "seconds": round(position.seconds, 1),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    write_teacher(path, teacher, metadata, card)
-    return path
+    if config.probe.data is not None:
+        card["probe_history"] = {
+            "data": config.probe.data.name,
+            "split": "val, on which the linear probe's strength was chosen, too",
+            "size": config.reading_size,
+            "neighbours": NEIGHBOURS,
+            "rows": position.history,
+        }
+    return card
