@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fedkd import seeding
 from fedkd.data.card import Download
 from fedkd.errors import TeacherError
 from fedkd.teachers.checkpoints import (
@@ -85,8 +86,13 @@ def test_other_floating_point_becomes_float32_and_integers_stay(path, dtype):
 
 @pytest.mark.parametrize(
     "value",
-    [[torch.zeros(1)], torch.zeros(1), {"net": {"a": torch.zeros(1)}, "epoch": 3}],
-    ids=["a list", "a tensor", "another checkpoint"],
+    [
+        [torch.zeros(1)],
+        torch.zeros(1),
+        {"net": {"a": torch.zeros(1)}, "epoch": 3},
+        {0: torch.zeros(1)},
+    ],
+    ids=["a list", "a tensor", "another checkpoint", "numbers for names"],
 )
 def test_what_is_no_state_dict_is_refused(path, value):
     torch.save(value, path)
@@ -158,6 +164,25 @@ def test_other_files_are_refused(path, content):
     text = refusal(path)
     assert text.startswith(f"cannot read the checkpoint {path}: ")
     assert "weights_only" not in text
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(path, how):
+    if how == "safetensors":
+        save_file(STATE, path)
+    else:
+        torch.save(STATE, path, _use_new_zipfile_serialization=how == "zip")
+    whole, rng, num_refused = path.read_bytes(), seeding.rng(0, f"damage/{how}"), 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=3):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in read_state(path).values())
+        except TeacherError:
+            num_refused += 1
+    assert num_refused > 10
 
 
 # The hash

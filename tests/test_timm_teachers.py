@@ -26,14 +26,15 @@ def of_timm(architecture, path, **values):
     return TeacherConfig(**values)
 
 
-def test_a_convolutional_model_gives_its_pooled_features(timm, tmp_path):
+@pytest.mark.parametrize("model", [RESNET, "convnext_atto"])
+def test_a_convolutional_model_gives_its_pooled_features(timm, tmp_path, model):
     with seeding.isolated(0, "timm"):
-        network = timm.create_model(RESNET, pretrained=False).eval()
+        network = timm.create_model(model, pretrained=False).eval()
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
-    teacher = open_teacher(of_timm(RESNET, path, input_size="as_is"))
-    assert teacher.name == f"timm:{RESNET}"
-    card = timm.get_pretrained_cfg(RESNET)
+    teacher = open_teacher(of_timm(model, path, input_size="as_is"))
+    assert teacher.name == f"timm:{model}"
+    card = timm.get_pretrained_cfg(model)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (card.mean, card.std))
     with torch.no_grad():
         expected = network.forward_head(

@@ -129,6 +129,10 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
         ),
         ({"std": (0.1, 0.0, 0.1)}, r"teacher.std is \(0.1, 0.0, 0.1\); every value must be > 0"),
         ({"reference_images": 31}, "reference_images is 31 in .* greater than or equal to 32"),
+        (
+            {"sha256": "abc"},
+            "teacher.sha256 is 'abc'; it must be 8 to 64 hexadecimal digits, as `sha256sum FILE`",
+        ),
         ({"name": "dino"}, "teacher.name is 'dino'; did you mean dino_vits16"),
     ],
 )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -70,7 +69,10 @@ def check_hash(path: Path, known: KnownHash | None) -> None:
     """Refuse a file whose hash does not begin with the known digits (TeacherError)."""
     if known is None:
         return
-    seen = hash_file(path, known.algorithm)
+    try:
+        seen = hash_file(path, known.algorithm)
+    except OSError as error:
+        raise _unreadable(path, str(error)) from error
     if not seen.startswith(known.digits):
         raise TeacherError(
             f"{path} has {known.algorithm} {seen}, expected "
@@ -93,7 +95,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     state = _load(path)
     if isinstance(state, Mapping):
         state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise TeacherError(
             f"{path} holds no state dict of tensors; save model.state_dict() instead"
         )
@@ -104,23 +108,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(9)
     try:
+        with path.open("rb") as file:
+            start = file.read(9)
         # A safetensors file begins with the length of a JSON object, in 8 bytes.
         if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             return load_file(path)
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-            if any(name.endswith("/constants.pkl") for name in names):
-                raise TeacherError(
-                    f"{path} is a TorchScript archive, a program with its weights (OpenAI's own "
-                    "CLIP files are such), and programs in checkpoints are never run; use a file "
-                    "of weights alone, or write one where you trust it: "
-                    "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
-                )
+            _refuse_programs(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except TeacherError:
         raise
@@ -134,9 +130,20 @@ def _load(path: Path) -> Any:
                 "its authors' code and torch.save(model.state_dict(), NEW_FILE)"
             ) from None
         raise _unreadable(path, "it is no file of torch.save") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except Exception as error:  # torch raises many kinds for a broken file
         lines = str(error).splitlines() or [type(error).__name__]
         raise _unreadable(path, lines[0]) from error
+
+
+def _refuse_programs(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise TeacherError(
+            f"{path} is a TorchScript archive, a program with its weights (OpenAI's own CLIP files "
+            "are such), and programs in checkpoints are never run; use a file of weights alone, or "
+            "write one where you trust it: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)"
+        )
 
 
 def _unreadable(path: Path, cause: str) -> TeacherError:
