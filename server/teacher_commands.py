@@ -18,6 +18,7 @@ from fedkd.fetching import hash_file, verify
 from fedkd.recipe import Recipe
 from fedkd.teachers import zoo
 from fedkd.teachers.card import TeacherCard
+from fedkd.teachers.checkpoints import published_hash
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher
@@ -81,7 +82,7 @@ def _fetch(options: argparse.Namespace) -> None:
         raise TeacherError("pretrained is a file of yours: `fedkd pretrain CONFIG` makes one")
     card, folder = _published(name), paths.teachers_dir()
     path = folder / (card.download.path if card.download else weights_path(_plain(name)).name)
-    if card.download is None:
+    if card.download is None or not card.fetchable:
         if path.is_file():
             print(f"{path} is there; `fedkd teachers check {name}` shows whether it is whole")
             return
@@ -91,7 +92,8 @@ def _fetch(options: argparse.Namespace) -> None:
                 "teacher.checkpoint"
             )
         steps = card.steps or f"see {card.source}"
-        print(f"{name} cannot be fetched without you:\n{steps}")
+        known = published_hash(card.download) or "no hash is published"
+        print(f"{name} cannot be fetched without you:\n{steps}\n  -> {path}  {known}")
         raise TeacherError(f"{path} is not there yet; follow the steps above")
     terminal.log_to_stderr()
     try:
@@ -153,8 +155,12 @@ def _compare(settings: OneTeacherConfig, path: Path, digest: str) -> str:
             )
         return "as its card says"
     download = zoo.card_of(settings.name).download
-    if settings.checkpoint or download is None:
+    if download is None:
         return "no hash is known to compare with"
+    if settings.checkpoint:
+        # Opening compares what is published; a note beside it would be of another file.
+        published = published_hash(download) is not None
+        return "as published" if published else "no hash is known to compare with"
     noted = path.with_name(f"{path.name}.sha256")
     verify(path, sha256=download.sha256, md5=download.md5)
     known = download.sha256 or download.md5 or noted.is_file()

@@ -164,7 +164,7 @@ def empty(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [name for name in CARDS if CARDS[name].download])
+@pytest.mark.parametrize("name", [name for name in CARDS if CARDS[name].fetchable])
 def test_a_missing_file_is_named_with_its_place_address_and_hash(empty, name):
     download = CARDS[name].download
     algorithm, digits = ("sha256", download.sha256) if download.sha256 else ("md5", download.md5)
@@ -183,7 +183,8 @@ def test_without_a_download_the_steps_are_shown(empty):
     text = refusal(OneTeacherConfig(name="radimagenet_r50"))
     assert text == (
         f"the teacher radimagenet_r50 is not here; its file belongs at "
-        f"{empty / 'radimagenet_r50.pt'}: {CARDS['radimagenet_r50'].steps}"
+        f"{empty / 'radimagenet_r50.pt'} (sha256 {CARDS['radimagenet_r50'].download.sha256}): "
+        f"{CARDS['radimagenet_r50'].steps}"
     )
 
 

@@ -156,10 +156,10 @@ def test_without_a_connection_the_error_says_which_file_belongs_where(
 def test_what_nobody_may_fetch_prints_its_steps(capsys, folder):
     code, out, err = run(capsys, "fetch", "radimagenet_r50")
     assert code == 2
-    assert (
-        out
-        == ("radimagenet_r50 cannot be fetched without you:\n" + zoo.CARDS["radimagenet_r50"].steps)
-        + "\n"
+    card = zoo.CARDS["radimagenet_r50"]
+    assert out == (
+        f"radimagenet_r50 cannot be fetched without you:\n{card.steps}\n"
+        f"  -> {folder / 'radimagenet_r50.pt'}  sha256 {card.download.sha256}\n"
     )
     missing = re.fullmatch(r"fedkd: (.*) is not there yet; follow the steps above\n", err).group(1)
     folder.mkdir()

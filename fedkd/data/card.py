@@ -9,7 +9,7 @@ class Download:
     """A file that anybody may download.
 
     Attributes:
-        url: Where from, https.
+        url: Where from, https; "" where no program may fetch it and a person must.
         path: Where it goes, relative to the folder of all data (``FEDKD_DATA``) or, for a teacher,
             of all teachers (``FEDKD_TEACHERS``).
         sha256: Of the file, as published or as measured on a genuine copy; the first digits, 8 at

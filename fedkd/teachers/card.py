@@ -30,8 +30,8 @@ class TeacherCard:
         licence: Of the weights.
         source: Web page.
         citation: What to cite.
-        download: The file, its place relative to the folder of teachers (``FEDKD_TEACHERS``); None
-            where there is none that anybody may fetch.
+        download: The file, its place relative to the folder of teachers (``FEDKD_TEACHERS``),
+            without an address where a program may not fetch it; None where nobody publishes one.
         steps: How to get the file by hand; "" where the download suffices.
         extra: Extra of fedkd that it needs; "" if none.
     """
@@ -52,3 +52,8 @@ class TeacherCard:
     download: Download | None = None
     steps: str = ""
     extra: str = ""
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether `fedkd teachers fetch` can bring the file."""
+        return self.download is not None and bool(self.download.url)

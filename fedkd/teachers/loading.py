@@ -91,9 +91,10 @@ def _missing(config: OneTeacherConfig, path: Path) -> TeacherError:
         )
     card = zoo.card_of(config.name)
     text = f"the teacher {config.name} is not here; its file belongs at {path}"
-    if card.download is None:
-        return TeacherError(f"{text}: {card.steps or 'or name another in teacher.checkpoint'}")
     known = published_hash(card.download) or "no hash is published"
+    if card.download is None or not card.download.url:
+        steps = card.steps or "name a file of yours in teacher.checkpoint"
+        return TeacherError(f"{text} ({known}): {steps}")
     return TeacherError(
         f"{text}: run `fedkd teachers fetch {config.name}`, or offline, get {card.download.url} "
         f"({known}) elsewhere and put it there"

@@ -215,10 +215,13 @@ CARDS: dict[str, TeacherCard] = {
             source="https://github.com/BMEII-AI/RadImageNet",
             citation="Mei et al., RadImageNet: An Open Radiologic Deep Learning Research Dataset "
             "for Effective Transfer Learning, Radiology: Artificial Intelligence 2022",
+            download=Download(
+                "",
+                "radimagenet_r50.pt",
+                "08629f7e7bd3e29b8ee9522ca3f65ce4d010a7ddf74f0ea3c7e3f3d0bbab0734",
+            ),
             steps="download RadImageNet_pytorch.zip as the repository's README says (a browser is "
-            "needed), unpack it, and put its ResNet50.pt into the folder of teachers as "
-            "radimagenet_r50.pt; its sha256 is "
-            "08629f7e7bd3e29b8ee9522ca3f65ce4d010a7ddf74f0ea3c7e3f3d0bbab0734",
+            "needed), unpack it, and put its ResNet50.pt there as radimagenet_r50.pt",
         ),
         _imagenet(
             "resnet18_imagenet_v1",
