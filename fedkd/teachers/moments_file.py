@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedkd import files
 from fedkd.errors import TeacherError
@@ -46,8 +46,8 @@ def write_moments(path: Path, moments: Mapping[str, Moments], settings: Mapping[
     }
     content = digest_of({**metadata, "tensors": states.sha256(tensors)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as part:
-        save_file(tensors, part, {**metadata, "sha256": content})
+    with files.replacing(path) as part:  # written here, as safetensors shuts all others out
+        part.write_bytes(save(tensors, {**metadata, "sha256": content}))
 
 
 def read_moments(path: Path, settings: Mapping[str, Any]) -> dict[str, Moments]:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 MIN_IMAGES = 32
 """Fewest images that rank prompts as true running statistics do, by the specification of FPG."""
-_BATCH, _LARGE, _BATCH_OF_LARGE = 64, 128, 16
+_BATCH, _LARGE, _BATCH_OF_LARGE = 64, 128, 4
 """Images of a pass, and fewer from a side in px at which a pass takes seconds on a CPU."""
 _REPORT_EVERY_S = 5.0
 _VERSION = 1
