@@ -60,6 +60,12 @@ def open_teacher(config: OneTeacherConfig) -> Teacher:
         TeacherError: Missing file, wrong hash, wrong keys or shapes, unknown architecture.
         DependencyError: An extra that is not installed.
     """
+    teacher = _open(config)
+    teacher.precision = config.precision
+    return teacher
+
+
+def _open(config: OneTeacherConfig) -> Teacher:
     path = weights_path(config)
     if not path.is_file():
         raise _missing(config, path)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import TeacherError
+from fedkd.errors import ConfigError, TeacherError
 from fedkd.teachers.config import OneTeacherConfig, TeacherConfig
-from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.frozen import Precision, Teacher
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.reference import measure_reference
+from fedkd.teachers.sharing import share
 
 GivenTeacher = nn.Module | Sequence[nn.Module]
 """One module for all clients, or one for each."""
@@ -25,6 +26,9 @@ def open_teachers(
 ) -> tuple[Teacher, ...]:
     """One teacher per client; clients with the same one share the object.
 
+    On the CPU, all processes of a machine share the weights of the config's teachers. Given modules
+    stay in this process: they may be new every time, and each would leave a file behind.
+
     Args:
         config: Which teachers.
         given: The user's own modules, instead of the config's.
@@ -34,7 +38,7 @@ def open_teachers(
         with_reference: Measure feature moments where a teacher has no usable ones.
 
     Raises:
-        ConfigError: The config names clients that do not exist.
+        ConfigError: The config names clients that do not exist, or wants float64 rounded.
         TeacherError: A teacher cannot be opened, or their widths differ.
     """
     if given is None:
@@ -58,8 +62,19 @@ def open_teachers(
         if id(source) in opened:
             continue
         own = source if isinstance(source, OneTeacherConfig) else config
-        teacher = _freeze(source, pixels) if isinstance(source, nn.Module) else open_teacher(own)
+        if own.precision != "full" and pixels.dtype == torch.float64:
+            raise ConfigError(
+                f"teacher.precision is {own.precision!r} with training.dtype = 'float64', which "
+                "mixed precision does not round; set teacher.precision = 'full', or training.dtype "
+                "= 'float32'"
+            )
+        if isinstance(source, nn.Module):
+            teacher = _freeze(source, pixels, own.precision)
+        else:
+            teacher = open_teacher(own)
         teacher = teacher.to(pixels.device, pixels.dtype).to(memory_format=torch.channels_last)
+        if not isinstance(source, nn.Module):
+            share(teacher)
         if with_reference:
             measure_reference(teacher, own, pixels.shape[-1], keep=source is own)
         opened[id(source)] = teacher
@@ -73,8 +88,11 @@ def open_teachers(
     return teachers
 
 
-def _freeze(given: nn.Module, pixels: Tensor) -> Teacher:
-    """A frozen copy of the user's module, which keeps its own mode, dtype and gradients."""
+def _freeze(given: nn.Module, pixels: Tensor, precision: Precision) -> Teacher:
+    """A frozen copy of the user's module, which keeps its own mode, dtype and gradients.
+
+    A module that is a ``Teacher`` already keeps its precision too.
+    """
     module = copy.deepcopy(given).to(pixels.device, pixels.dtype)
     if isinstance(module, Teacher):
         return module
@@ -96,4 +114,5 @@ def _freeze(given: nn.Module, pixels: Tensor) -> Teacher:
         input_size=None,
         head=None,
         head_kind="none",
+        precision=precision,
     )
