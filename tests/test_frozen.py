@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fedkd import seeding
@@ -10,6 +11,7 @@ from fedkd.errors import TeacherError
 from fedkd.losses.distillation import feature_distillation
 from fedkd.models.small_resnet import SmallResNet
 from fedkd.teachers.frozen import Observation, Teacher, confidence_loss
+from fedkd.teachers.moments import moment_divergence
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -203,6 +205,48 @@ def test_measuring_nothing_is_refused(network):
 def test_arguments_that_contradict_each_other_are_refused(wrong):
     with pytest.raises(ValueError, match="given together|exactly without a head"):
         make_teacher(**wrong)
+
+
+ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11}
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_mixed_precision_rounds_the_features_a_little_and_keeps_their_type(precision):
+    full, mixed = make_teacher(), make_teacher(precision=precision)
+    expected, seen = full.features(pixels()), mixed.features(pixels())
+    assert seen.dtype == torch.float32
+    error = float((seen - expected).norm() / expected.norm())
+    # Several layers add up to a few roundings of the last bit; one of them is there at least.
+    assert ROUNDING[precision] / 20 < error < 3 * ROUNDING[precision]
+    assert torch.equal(mixed.double().features(pixels().double()), full.double()(pixels().double()))
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_prior_and_confidence_of_mixed_precision_are_finite_and_near(precision):
+    values = []
+    for teacher in (make_teacher(), make_teacher(precision=precision)):
+        x = pixels(32, 64, 64).requires_grad_()
+        with torch.no_grad():
+            clean = teacher.observe(x.flip(3))
+        seen = teacher.observe(x)
+        assert {m.var.dtype for m in (*seen.moments.values(), *clean.moments.values())} == {
+            torch.float32
+        }
+        prior = moment_divergence(seen.moments, teacher.reference)
+        confidence = confidence_loss(seen, clean, "contrastive", 0.2)
+        (prior + confidence).backward()
+        values.append((prior.item(), confidence.item(), x.grad))
+    (*losses, grad), (*mixed_losses, mixed_grad) = values
+    assert mixed_losses == pytest.approx(losses, rel=0.05, abs=1e-3)
+    assert F.cosine_similarity(mixed_grad.flatten(), grad.flatten(), dim=0) > 0.98
+    assert 0.9 < mixed_grad.norm() / grad.norm() < 1.1
+
+
+def test_float16_passes_with_gradients_are_in_full_precision():
+    teacher, full = make_teacher(precision="float16"), make_teacher()
+    x = pixels().requires_grad_()
+    assert torch.equal(teacher(x), full(x))
+    assert not torch.equal(teacher.features(x), full.features(x))
 
 
 def observation(features, head_output=None):
