@@ -60,12 +60,6 @@ def open_teacher(config: OneTeacherConfig) -> Teacher:
         TeacherError: Missing file, wrong hash, wrong keys or shapes, unknown architecture.
         DependencyError: An extra that is not installed.
     """
-    teacher = _open(config)
-    teacher.precision = config.precision
-    return teacher
-
-
-def _open(config: OneTeacherConfig) -> Teacher:
     path = weights_path(config)
     if not path.is_file():
         raise _missing(config, path)
@@ -84,6 +78,7 @@ def _open(config: OneTeacherConfig) -> Teacher:
         input_size=parts.input_size,
         head=parts.head,
         head_kind=card.head if parts.head is not None else "none",
+        precision=config.precision,
     )
 
 
@@ -121,4 +116,5 @@ def _open_pretrained(path: Path, config: OneTeacherConfig) -> Teacher:
         head_kind="contrastive",
         # The head was trained on the last stage alone, which comes last in the features.
         head_slice=slice(stored.num_features - width, None),
+        precision=config.precision,
     )
