@@ -20,7 +20,7 @@ from fedkd.border import (
 from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
-from fedkd.data.longtail import head_medium_tail
+from fedkd.data.longtail import class_groups
 from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
@@ -83,16 +83,8 @@ class Experiment:
         return self.splits.train.num_classes
 
     def groups(self) -> dict[str, Integers]:
-        """Class indices of ``head``, ``medium`` and ``tail``, by training images.
-
-        By all images where the data set has published bounds, as these are about the whole of it.
-        """
-        splits = self.splits
-        counts = splits.train.class_counts()
-        if splits.bounds is not None:
-            counts = counts + splits.val.class_counts() + splits.test.class_counts()
-        head, medium, tail = head_medium_tail(counts, splits.bounds)
-        return {"head": head, "medium": medium, "tail": tail}
+        """Class indices of ``head``, ``medium`` and ``tail``."""
+        return class_groups(self.splits)
 
     def loader(self, partition_id: int) -> Loader:
         """The training images of one client."""

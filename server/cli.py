@@ -44,10 +44,32 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
+    _add_probe(commands)
     _add_data(commands)
     _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
     return parser
+
+
+def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "is a teacher worth distilling from for these images: kNN, linear probe, a picture"
+    probe = commands.add_parser("probe", help=text, description=text[0].upper() + text[1:])
+    probe.add_argument(
+        "teacher", metavar="TEACHER", help="its name, or a file that `fedkd pretrain` wrote"
+    )
+    probe.add_argument(
+        "dataset", metavar="NAME | CONFIG", help="a data set's name, or a recipe (a TOML file)"
+    )
+    probe.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="config values to change, such as data.size=97 or teacher.input_size=97",
+    )
+    probe.add_argument(
+        "--test", action="store_true", help="score the test split as well: once, at the end"
+    )
+    probe.add_argument("--output", help="folder for the files (default: in the recipe's output)")
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -21,6 +21,7 @@ from server.data_commands import data
 from server.made_teacher import TEACHER, use_of
 from server.plots import plot_partition
 from server.pretrain_command import pretrain
+from server.probe_commands import probe
 from server.progress import TerminalProgress
 from server.results import partition_table
 from server.simulation import run as run_experiment
@@ -92,6 +93,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "partition": partition,
     "config": show_config,
     "pretrain": pretrain,
+    "probe": probe,
     "data": data,
     "teachers": teachers,
     "list": catalog,

@@ -87,7 +87,7 @@ def _here(settings: DataConfig | None, card: DataCard) -> str:
 
 def _fetch(options: argparse.Namespace) -> None:
     name = options.source
-    _require_name(name)
+    require_name(name)
     entry = DATASETS[name]
     if not (entry.card_for or entry.card.downloads or entry.card.steps):
         print(f"{name} is {entry.description}: there is nothing to fetch")
@@ -163,12 +163,13 @@ def _cell(value: Any) -> str:
 
 def _settings(name: str, overrides: Sequence[str]) -> DataConfig:
     """A data set's settings: its defaults and, as on the command line, some of its keys."""
-    _require_name(name)
+    require_name(name)
     keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides]
     return config.load(Recipe, None, [f"data.name={name}", *keys]).data
 
 
-def _require_name(name: str) -> None:
+def require_name(name: str) -> None:
+    """Refuse what is no data set (ConfigError)."""
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

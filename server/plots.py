@@ -98,7 +98,7 @@ def plot_curves(
         for axes, (heading, lines) in zip(panels, _PANELS, strict=False):
             _draw_lines(axes, rounds, lines, best_round)
             axes.set_title(heading, loc="left")
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def _draw_lines(
@@ -179,12 +179,12 @@ def plot_partition(
         bars, table = figure.subplots(
             1, 2, sharey=True, width_ratios=(5.0, 1.5 + 0.6 * num_classes)
         )
-        colours = _class_colours(num_classes)
+        colours = class_colours(num_classes)
         _draw_bars(bars, counts, colours)
         _draw_table(table, counts, class_names, colours)
-        bars.set_yticks(range(num_clients), [_short(name) for name in client_names])
+        bars.set_yticks(range(num_clients), [short_name(name) for name in client_names])
         bars.set_ylim(num_clients - 0.5, -0.5)
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def _draw_bars(axes: Axes, counts: npt.NDArray[np.int64], colours: Sequence[str]) -> None:
@@ -241,7 +241,7 @@ def _draw_table(
             color=RED if count == 0 else "white" if count > highest**0.55 else DARK,
             fontweight="bold" if count == 0 else "normal",
         )
-    names = [_short(name) for name in class_names]
+    names = [short_name(name) for name in class_names]
     axes.set_xticks(range(len(names)), names, rotation=35, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
     # The tick above each column is the legend of the bars: a swatch in the colour of the class.
@@ -257,7 +257,7 @@ def _mixed(colour: str, share: float, brightness: float) -> str:
     return to_hex((red, green, blue)).upper()
 
 
-def _class_colours(num_classes: int) -> list[str]:
+def class_colours(num_classes: int) -> list[str]:
     """Colours that differ much between neighbours: pure, lightened, darkened, and so again."""
     colours = [
         _mixed(colour, share, brightness)
@@ -267,13 +267,14 @@ def _class_colours(num_classes: int) -> list[str]:
     return list(itertools.islice(itertools.cycle(colours), num_classes))
 
 
-def _short(name: str, length: int = 28) -> str:
+def short_name(name: str, length: int = 28) -> str:
     """The name, without its middle if it is long: names differ at either end."""
     end = (length - 1) // 2
     return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write as PNG, whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         figure.savefig(part, format="png")

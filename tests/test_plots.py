@@ -46,7 +46,7 @@ def drawn(monkeypatch):
         FigureCanvasAgg(figure).draw()
         figures.append(figure)
 
-    monkeypatch.setattr(plots, "_write", keep)
+    monkeypatch.setattr(plots, "write_figure", keep)
     return figures
 
 
@@ -174,8 +174,8 @@ def test_long_names_stay_on_the_picture_and_apart(drawn, tmp_path, num_clients):
 
 def test_more_classes_than_colours_and_an_empty_table_can_be_drawn(tmp_path):
     names = [f"class {number}" for number in range(14)]
-    assert len(set(plots._class_colours(24))) == 24
-    assert len(plots._class_colours(60)) == 60
+    assert len(set(plots.class_colours(24))) == 24
+    assert len(plots.class_colours(60)) == 60
     plots.plot_partition(np.zeros((2, 14), np.int64), ("a", "b"), names, tmp_path / "p.png", "none")
     assert imread(tmp_path / "p.png").std() > 0
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fedkd.data.images import GroupBounds, Integers
+from fedkd.data.images import GroupBounds, Integers, Splits
 from fedkd.errors import DataError
 
 
@@ -113,3 +113,15 @@ def head_medium_tail(
     num_tail = min(-(-num_present // 3), num_present - num_head)
     first_tail = num_present - num_tail
     return order[:num_head], order[num_head:first_tail], order[first_tail:]
+
+
+def class_groups(splits: Splits) -> dict[str, Integers]:
+    """Class indices of ``head``, ``medium`` and ``tail`` of a data set, by its training images.
+
+    By all images where the data set has published bounds, as these are about the whole of it.
+    """
+    counts = splits.train.class_counts()
+    if splits.bounds is not None:
+        counts = counts + splits.val.class_counts() + splits.test.class_counts()
+    head, medium, tail = head_medium_tail(counts, splits.bounds)
+    return {"head": head, "medium": medium, "tail": tail}

@@ -1,15 +1,15 @@
 """What frozen features are worth: a linear probe, its scores and a bootstrap over lesions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fedkd import metrics
 from fedkd.seeding import rng as derived_rng
 
 Floats = npt.NDArray[np.floating]
@@ -68,42 +68,61 @@ def linear_probe(
     train_labels: Integers,
     val_features: Floats,
     val_labels: Integers,
-    test_features: Floats,
+    test_features: Floats | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    *,
+    num_classes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
     """Fit a class-balanced multinomial logistic regression on standardised features.
 
-    The strength with the highest macro-AUROC on val wins, at equality the smaller; balanced
-    accuracy would hang on single images where a class has ten of them. Labels of the test examples
-    are not asked for.
+    The strength with the highest macro-AUROC on val wins, at equality (or where all val examples
+    are of one class) the smallest; balanced accuracy would hang on single images where a class has
+    ten of them. Labels of the test examples are not asked for.
 
     Args:
         train_features: Float (num_train, num_features).
-        train_labels: Class numbers 0 .. num_classes - 1, each at least once, int (num_train,).
+        train_labels: Class numbers 0 .. num_classes - 1, at least two of them, int (num_train,).
         val_features: Float (num_val, num_features).
         val_labels: Int (num_val,).
-        test_features: Float (num_test, num_features).
+        test_features: Float (num_test, num_features); None means that there are none.
         strengths: Inverse regularisations C to try, > 0.
+        num_classes: How many classes there are; those without a training example get probability 0
+            everywhere. None means that every class has one.
+        progress: Told how many strengths are done, and of how many.
 
     Raises:
-        ValueError: If a class between 0 and the largest has no training example.
+        ValueError: If there is one class only, or, without ``num_classes``, a class between 0 and
+            the largest has no training example.
     """
     classes = np.unique(train_labels)
-    if not np.array_equal(classes, np.arange(len(classes))):
+    if num_classes is None and not np.array_equal(classes, np.arange(len(classes))):
         raise ValueError(
             f"the classes in train_labels are {classes.tolist()}; they must be 0, 1, 2 ... "
             "without gaps: number the classes anew"
         )
+    width = int(classes.max()) + 1 if num_classes is None else num_classes
+
+    def predict(model: Pipeline, features: Floats) -> Floats:
+        probabilities = np.zeros((len(features), width))
+        if len(features):
+            probabilities[:, classes] = model.predict_proba(features)
+        return probabilities
+
     fitted = []
-    for strength in sorted(strengths):
+    for number, strength in enumerate(sorted(strengths), start=1):
         model = make_pipeline(
             StandardScaler(),
             LogisticRegression(C=strength, class_weight="balanced", max_iter=1000),
         ).fit(train_features, train_labels)
-        val = model.predict_proba(val_features)
-        fitted.append((score(val, val_labels).macro_auroc, strength, val, model))
+        val = predict(model, val_features)
+        area = score(val, val_labels).macro_auroc
+        fitted.append((0.0 if np.isnan(area) else area, strength, val, model))
+        if progress:
+            progress(number, len(strengths))
     _, strength, val, model = max(fitted, key=lambda item: item[0])
-    return Probe(strength, val, model.predict_proba(test_features))
+    test = train_features[:0] if test_features is None else test_features
+    return Probe(strength, val, predict(model, test))
 
 
 def score(probabilities: Floats, labels: Integers) -> Scores:
@@ -113,11 +132,11 @@ def score(probabilities: Floats, labels: Integers) -> Scores:
 
     Args:
         probabilities: Float (num_examples, num_classes).
-        labels: Int (num_examples,), at least two classes.
+        labels: Int (num_examples,), at least two classes; of one, macro-AUROC is nan.
     """
-    accuracy = balanced_accuracy_score(labels, probabilities.argmax(axis=1))
-    areas = [roc_auc_score(labels == one, probabilities[:, one]) for one in np.unique(labels)]
-    return Scores(float(accuracy), float(np.mean(areas)))
+    true, predicted = labels.astype(np.int64), probabilities.argmax(axis=1).astype(np.int64)
+    confusion = metrics.confusion_matrix(true, predicted, probabilities.shape[1])
+    return Scores(metrics.balanced_accuracy(confusion), metrics.macro_auroc(true, probabilities))
 
 
 def lesion_bootstrap(

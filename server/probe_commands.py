@@ -1,0 +1,224 @@
+"""The command ``fedkd probe``: is a teacher worth distilling from for these images?"""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fedkd import config, files
+from fedkd.data.catalog import load_splits
+from fedkd.data.images import Splits
+from fedkd.data.thinning import thin
+from fedkd.device import choose_device
+from fedkd.errors import ConfigError
+from fedkd.fetching import hash_file
+from fedkd.partitions.manifest import data_sha256
+from fedkd.recipe import Recipe
+from fedkd.teachers import worth, zoo
+from fedkd.teachers.config import OneTeacherConfig
+from fedkd.teachers.controls import Reader
+from fedkd.teachers.loading import open_teacher, weights_path
+from fedkd.teachers.projection import project
+from server import terminal
+from server.data_commands import require_name
+from server.probe_plot import plot_feature_space
+from server.progress import QUIET_S
+
+
+def probe(options: argparse.Namespace) -> None:
+    """``fedkd probe``: tables of kNN and linear probe, a verdict, and the feature space."""
+    terminal.log_to_stderr()
+    recipe = probed_recipe(options.teacher, options.dataset, options.overrides)
+    device = choose_device(recipe.engine.device, "engine.device")
+    # The file of weights first: a missing one is found in no time, images take theirs.
+    teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
+    splits = thin(recipe.long_tail, load_splits(recipe.data))
+    with ExitStack() as stack:
+        if recipe.engine.num_threads:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(recipe.engine.num_threads)
+        tell = stack.enter_context(_Bar(terminal.stderr()))
+        reader = Reader(device, recipe.evaluation.batch_size, tell)
+        features = worth.read_features(
+            recipe.teacher, teacher, splits, reader, recipe.seed, options.test
+        )
+        rows = worth.judge(splits, features, reader, recipe.seed)
+        tell("two-dimensional picture", 0, 1)
+        shown, places = project(features[worth.TEACHER]["val"], recipe.seed)
+    title = f"{_label(recipe.teacher)} on {recipe.data.name}"
+    _print(terminal.stdout(), rows, title)
+    verdict = worth.verdict(rows)
+    print(verdict)
+    folder = _make_folder(options.output, recipe)
+    val = splits.val.subset(shown)
+    plot_feature_space(
+        places,
+        val.labels,
+        val.class_names,
+        val.sites,
+        val.site_names,
+        folder / "probe.png",
+        f"{title}: features of {len(val):,} val images (t-SNE)",
+    )
+    with files.replacing(folder / "probe.csv") as part:
+        pd.DataFrame(worth.table(rows)).to_csv(part, index=False)
+    with files.replacing(folder / "probe.json") as part:
+        text = json.dumps(_report(recipe, splits, rows, verdict), indent=2, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")
+    print("\n".join(str(folder / f"probe.{ending}") for ending in ("png", "csv", "json")))
+
+
+def probed_recipe(teacher: str, dataset: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a probe, from the command's arguments.
+
+    Args:
+        teacher: A teacher's name, or the path of a file that `fedkd pretrain` wrote.
+        dataset: A data set's name, or a recipe, whose section ``teacher`` holds if it is about the
+            same teacher.
+        overrides: ``key=value`` of a recipe; with a data set's name, a key without a dot is one of
+            the data set.
+
+    Raises:
+        ConfigError: No such teacher, data set, file or key.
+    """
+    if not zoo.known(teacher) and (teacher.endswith(".safetensors") or Path(teacher).is_file()):
+        own = ["teacher.name=pretrained", f"teacher.checkpoint={json.dumps(teacher)}"]
+    else:
+        own = [f"teacher.name={json.dumps(teacher)}"]
+    recipe = None
+    if dataset.endswith(".toml") or Path(dataset).is_file():
+        recipe, keys = dataset, list(overrides)
+        others = [text for text in keys if not text.startswith("teacher.")]
+        written = config.load(Recipe, recipe, others)
+        if teacher == written.teacher.name:
+            return config.load(Recipe, recipe, [*own, *keys])
+    else:
+        require_name(dataset)
+        keys = [text if "." in text.partition("=")[0] else f"data.{text}" for text in overrides]
+        others = [f"data.name={dataset}", *(k for k in keys if not k.startswith("teacher."))]
+        written = config.load(Recipe, None, others)
+    about = [text for text in keys if text.startswith("teacher.")]
+    other = config.load(Recipe, None, [*own, *about]).teacher
+    return written.model_copy(update={"teacher": other})
+
+
+def _label(teacher: OneTeacherConfig) -> str:
+    return Path(teacher.checkpoint).stem if teacher.name == zoo.PRETRAINED else teacher.name
+
+
+def _make_folder(output: str | None, recipe: Recipe) -> Path:
+    name = re.sub(r"[^\w.-]+", "_", f"probe-{_label(recipe.teacher)}-{recipe.data.name}")
+    path = Path(output) if output else Path(recipe.output) / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {path}: {error}; choose another --output"
+        ) from None
+    return path
+
+
+def _print(console: Console, rows: Sequence[worth.Row], title: str) -> None:
+    for split in dict.fromkeys(row.split for row in rows):
+        ours = [row for row in rows if row.split == split]
+        shown = Table(title=f"{title}: {split} ({ours[0].scores.num_images} images)")
+        for column in ("method", "features"):
+            shown.add_column(column)
+        for column in ("balanced acc.", "MCC", "macro-AUROC", "tail recall",
+                       "teacher minus this, points"):  # fmt: skip
+            shown.add_column(column, justify="right")
+        for before, row in zip([None, *ours], ours, strict=False):
+            if before and before.method != row.method:
+                shown.add_section()
+            scores, minus = row.scores, row.minus
+            values = (scores.balanced_accuracy, scores.mcc, scores.macro_auroc,
+                      scores.recall["tail"])  # fmt: skip
+            shown.add_row(
+                {"knn": "kNN", "linear": "linear probe"}[row.method],
+                row.features,
+                *("-" if value != value else f"{value:.3f}" for value in values),
+                f"{100 * minus.value:+.1f} [{100 * minus.low:+.1f}, {100 * minus.high:+.1f}]"
+                if minus
+                else "",
+            )
+        console.print(shown)
+
+
+def _report(
+    recipe: Recipe, splits: Splits, rows: Sequence[worth.Row], verdict: str
+) -> dict[str, Any]:
+    path = weights_path(recipe.teacher)
+    images = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    return {
+        "verdict": verdict,
+        "table": worth.table(rows),
+        "differences": "balanced accuracy of the teacher minus that of the control, 95 % interval "
+        "of a bootstrap over lesions or patients, single images where none is known",
+        "scores": [
+            {
+                "features": row.features,
+                "method": row.method,
+                "split": row.split,
+                **row.scores.to_dict(),
+            }
+            for row in rows
+        ],
+        "teacher": {
+            "card": _card(recipe.teacher, path),
+            "sha256": hash_file(path),
+            "config": recipe.teacher.model_dump(mode="json"),
+        },
+        "data": {
+            **recipe.data_set(),
+            "num_images": {name: len(some) for name, some in images.items()},
+            "images_sha256": {name: data_sha256(some) for name, some in images.items()},
+        },
+        "seed": recipe.seed,
+        "versions": {name: version(name) for name in ("fedkd", "torch", "scikit-learn")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _card(teacher: OneTeacherConfig, path: Path) -> Any:
+    """What is known of the teacher; of one that `fedkd pretrain` made, the card beside the file."""
+    if teacher.name != zoo.PRETRAINED:
+        return asdict(zoo.card_of(teacher.name))
+    beside = path.with_suffix(".json")
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+
+
+class _Bar:
+    """A bar on a terminal; elsewhere a line at each new step, and when one takes long."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("")
+        self._what, self._spoke = "", time.monotonic()
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=total)
+        late = time.monotonic() - self._spoke > QUIET_S
+        if not self._console.is_terminal and (what != self._what or late):
+            self._console.print(f"{what} {done}/{total}", highlight=False, markup=False)
+            self._spoke = time.monotonic()
+        self._what = what
