@@ -1,17 +1,18 @@
-"""What teachers' features are worth on HAM10000: a linear probe against three controls.
+"""What teachers of several seeds are worth on HAM10000: a linear probe against three controls.
+
+`fedkd probe` says it of one teacher and any data set; this adds seeds and k-means patches.
 
     python benchmarks/teacher_probe.py WEIGHTS.safetensors ... [--test]
 
 Several files are taken for training seeds of one recipe: their mean and spread are shown, and the
 bootstrap compares their mean. Without --test, only the validation split is scored: choose there,
-and read the test split once. Images are found through FEDKD_DATA or ../shared/data; features are
-cached in FEDKD_CACHE (default ~/.cache/fedkd).
+and read the test split once. Images are found through FEDKD_DATA; features are cached
+in FEDKD_CACHE (default ~/.cache/fedkd).
 """
 
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL import Image
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from fedkd import files, paths, seeding
+from fedkd.data.catalog import load_splits
+from fedkd.data.images import SPLITS
+from fedkd.data.sets.ham10000 import Ham10000Config
+from fedkd.fetching import hash_file
 from fedkd.models.small_resnet import resnet10
+from fedkd.teachers.controls import raw_pixels
 from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.pretraining.config import PretrainConfig
 from fedkd.teachers.pretraining.images import normalize
@@ -37,7 +42,6 @@ from fedkd.teachers.simclr import Projector
 from fedkd.teachers.stored import load_pretrained, round_weights
 
 READING_SIZE = 64
-SPLITS = ("train", "val", "test")
 Pixels = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
@@ -58,34 +62,21 @@ class Lesions:
 
 def read_ham10000() -> Lesions:
     """Decode once, then take from the cache."""
-    root = Path(os.environ.get("FEDKD_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    table = pd.read_csv(root / "ham10000" / "metadata.csv").sort_values("image_id")
-    cache = paths.cache_dir() / f"ham10000-{READING_SIZE}.npy"
-    if not cache.exists():
-        note(f"decoding {len(table)} images of {root}")
-        side = (READING_SIZE, READING_SIZE)
-        pictures = []
-        for name in table["image_id"]:
-            with Image.open(root / "ham10000" / "images" / f"{name}.jpg") as image:
-                picture = image.convert("RGB").resize(side, Image.Resampling.BILINEAR)
-            pictures.append(np.asarray(picture).transpose(2, 0, 1))
-        save(cache, np.stack(pictures))
+    splits = load_splits(Ham10000Config(size=READING_SIZE, split_column="split"))
+    parts = [getattr(splits, name) for name in SPLITS]
+    # In the order of the image ids, on which the draws of the controls hang.
+    order = np.argsort(np.concatenate([part.ids for part in parts]))
     return Lesions(
-        np.load(cache),
-        np.unique(table["dx"], return_inverse=True)[1],
-        table["lesion_id"].to_numpy(str),
-        table["split"].to_numpy(str),
+        np.concatenate([np.asarray(part.images) for part in parts])[order],
+        np.concatenate([part.labels for part in parts])[order],
+        np.concatenate([part.groups for part in parts])[order],
+        np.repeat(SPLITS, [len(part) for part in parts])[order],
     )
 
 
 def note(text: str) -> None:
     """Progress goes to stderr, the table to stdout."""
     print(text, file=sys.stderr, flush=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Of the whole file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save(path: Path, array: npt.NDArray[np.generic]) -> None:
@@ -131,12 +122,6 @@ def untrained_features(seed: int, pixels: Pixels) -> Features:
     return network_features(backbone, pixels)
 
 
-def raw_pixels(pixels: Pixels) -> Features:
-    """Means over 4 x 4 pixels: 16 x 16 colours, 768 values."""
-    small = nn.functional.avg_pool2d(torch.from_numpy(pixels).float() / 255, READING_SIZE // 16)
-    return small.flatten(1).numpy()
-
-
 def patch_features(data: Lesions, seed: int, num_centres: int, num_pools: int) -> Features:
     """Soft assignment of whitened 6 x 6 patches at 32 px to k-means centres, pooled by area.
 
@@ -177,7 +162,7 @@ def _patches(images: Tensor) -> Tensor:
 def control_features(data: Lesions) -> dict[str, list[Features]]:
     """What a teacher has to beat; three seeds where there is something to draw."""
     controls = {
-        "raw 16x16 pixels": [raw_pixels(data.pixels)],
+        "raw 16x16 pixels": [raw_pixels(torch.from_numpy(data.pixels).float() / 255).numpy()],
         "untrained network": [
             cached(f"untrained {seed}", partial(untrained_features, seed, data.pixels))
             for seed in range(3)
@@ -254,7 +239,7 @@ def main() -> None:
     if given.weights:
         kinds["teacher"] = [
             cached(
-                f"teacher {file_sha256(path)}",
+                f"teacher {hash_file(path)}",
                 partial(teacher_features, path, data.pixels),
             )
             for path in given.weights
@@ -281,7 +266,7 @@ def main() -> None:
                 + ["--test"] * given.test
                 + ["--stages"] * given.stages
             ),
-            "weights_sha256": [file_sha256(path) for path in given.weights],
+            "weights_sha256": [hash_file(path) for path in given.weights],
             "data": "HAM10000 at 64 px, split by lesion: 7004 train, 1003 val, 2008 test",
             "differences": "balanced accuracy in points, mean over seeds, 95 % lesion bootstrap",
             "table": table,

@@ -42,6 +42,7 @@ def probe(options: argparse.Namespace) -> None:
     terminal.log_to_stderr()
     recipe = probed_recipe(options.teacher, options.dataset, options.overrides)
     device = choose_device(recipe.engine.device, "engine.device")
+    folder = _make_folder(options.output, recipe)
     # The file of weights first: a missing one is found in no time, images take theirs.
     teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
     splits = thin(recipe.long_tail, load_splits(recipe.data))
@@ -61,7 +62,6 @@ def probe(options: argparse.Namespace) -> None:
     _print(terminal.stdout(), rows, title)
     verdict = worth.verdict(rows)
     print(verdict)
-    folder = _make_folder(options.output, recipe)
     val = splits.val.subset(shown)
     plot_feature_space(
         places,

@@ -59,7 +59,7 @@ def _draw_points(
 ) -> None:
     counts = np.bincount(values, minlength=len(names))
     colours = class_colours(len(names))
-    size = float(np.clip(9000 / len(values), 9, 36))
+    size = float(np.clip(9000 / len(values), 16, 36))
     handles = {}
     for number in np.argsort(-counts, kind="stable"):
         if counts[number]:

@@ -135,3 +135,26 @@ def test_interval_follows_the_seed_and_covers_the_normal_approximation():
     of_class = [gain[:30], gain[30:]]
     error = 0.5 * np.sqrt(sum(gains.var() / len(gains) for gains in of_class))
     assert (one.high - one.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.15)
+
+
+def test_a_class_without_training_examples_is_never_predicted():
+    (features, labels), val = blobs([30, 0, 30], 12), blobs([9] * 3, 12, 1)
+    fitted = linear_probe(features, labels, *val, val[0], num_classes=4)
+    assert fitted.test.shape == (27, 4)
+    assert not fitted.test[:, [1, 3]].any()
+    np.testing.assert_allclose(fitted.test.sum(1), 1)
+    assert fitted.test[val[1] != 1].argmax(1).tolist() == [0] * 9 + [2] * 9
+
+
+def test_without_test_examples_the_probe_is_the_same_on_val():
+    train, val = blobs([30] * 3, 1), blobs([9] * 3, 1, 1)
+    steps = []
+    fitted = linear_probe(*train, *val, progress=lambda *step: steps.append(step))
+    np.testing.assert_array_equal(fitted.val, linear_probe(*train, *val, val[0]).val)
+    assert fitted.test.shape == (0, 3)
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_val_examples_of_one_class_choose_the_smallest_strength():
+    train, (features, labels) = blobs([30] * 3, 1), blobs([9], 1, 1)
+    assert linear_probe(*train, features, labels, strengths=[1.0, 0.1]).strength == 0.1

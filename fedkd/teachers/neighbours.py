@@ -24,7 +24,8 @@ def knn_probabilities(
     class if ``balanced`` (our choice: with long tails the vote of a rare class is otherwise lost).
 
     Args:
-        bank: Features with known labels, float (num_bank, D).
+        bank: Features with known labels, float (num_bank, D); at least one other than the image
+            that is asked about.
         bank_labels: Int64 (num_bank,).
         features: Float (num, D).
         num_classes: Classes without an image in the bank get probability 0.

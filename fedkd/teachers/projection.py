@@ -21,7 +21,7 @@ def project(
     t-SNE of the first 50 principal components of standardised features, perplexity 30 or a third of
     the images where that is less (our choice: principal components alone show two directions of
     hundreds). Near is alike; distances between far groups, sizes and axes mean nothing. Below 10
-    images the first two principal components, without t-SNE.
+    images, or if they are all alike, the first two principal components, without t-SNE.
 
     Args:
         features: Float32 (num_images, num_features), at least one image.
@@ -36,9 +36,10 @@ def project(
         drawn = seeding.rng(seed, "probe-picture").choice(len(rows), MAX_POINTS, replace=False)
         rows = np.sort(drawn)
     shown = StandardScaler().fit_transform(features[rows]).astype(np.float64)
-    if len(rows) < MIN_POINTS:
+    # t-SNE of features that are all the same ends the process, not with an error.
+    if len(rows) < MIN_POINTS or not shown.any():
         places = np.zeros((len(rows), 2))
-        if len(rows) > 1:
+        if shown.any():
             some = PCA(min(2, *shown.shape), svd_solver="full").fit_transform(shown)
             places[:, : some.shape[1]] = some
         return rows, places
