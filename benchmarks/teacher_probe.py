@@ -28,18 +28,17 @@ from torch import Tensor, nn
 
 from fedkd import files, paths, seeding
 from fedkd.data.catalog import load_splits
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.data.images import SPLITS
 from fedkd.data.sets.ham10000 import Ham10000Config
 from fedkd.fetching import hash_file
 from fedkd.models.small_resnet import resnet10
-from fedkd.teachers.controls import raw_pixels
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.images import normalize
-from fedkd.teachers.pretraining.statistics import measure_statistics
-from fedkd.teachers.probe import Probe, lesion_bootstrap, linear_probe, score
-from fedkd.teachers.simclr import Projector
-from fedkd.teachers.stored import load_pretrained, round_weights
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.images import normalize
+from fedkd.pretraining.statistics import measure_statistics
+from fedkd.probing.controls import raw_pixels
+from fedkd.probing.linear import Probe, lesion_bootstrap, linear_probe, score
+from fedkd.teachers.stored import build_head, load_pretrained, round_weights
 
 READING_SIZE = 64
 Pixels = npt.NDArray[np.uint8]
@@ -115,7 +114,7 @@ def teacher_features(path: Path, pixels: Pixels) -> Features:
 def untrained_features(seed: int, pixels: Pixels) -> Features:
     """By the same network with its first weights, and BatchNorm statistics measured as ours are."""
     with seeding.isolated(seed, "probe-untrained"):
-        backbone, head = resnet10(), Projector(256, 256, 128)
+        backbone, head = resnet10(), build_head("batchnorm", 256, 256, 128)
     round_weights(backbone)
     images = torch.from_numpy(dead_leaves(1024, READING_SIZE, seed))
     measure_statistics(backbone, head, images, PretrainConfig(seed=seed, statistics_batches=10))

@@ -10,9 +10,9 @@ from clients.objective import OnStep, Stateless
 from fedkd import seeding
 from fedkd.data.loading import Loader
 from fedkd.models.student import MOCO_PROJECTION, Student
+from fedkd.pretraining.momentum import enqueue_, follow_, new_queue, queue_nt_xent
+from fedkd.pretraining.simclr import random_views
 from fedkd.recipe import MoCoConfig
-from fedkd.teachers.momentum import enqueue_, follow_, new_queue, queue_nt_xent
-from fedkd.teachers.simclr import random_views
 from fedkd.training import Losses
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedkd.data.loading import Loader, in_order
 from fedkd.models.student import Student
-from fedkd.teachers.neighbours import knn_probabilities
+from fedkd.probing.neighbours import knn_probabilities
 
 Probabilities = npt.NDArray[np.float64]
 

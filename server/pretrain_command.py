@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from fedkd import config
-from fedkd.teachers.pretrain import checkpoint_path
-from fedkd.teachers.pretrain import pretrain as pretrain_teacher
-from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.pretrain import checkpoint_path
+from fedkd.pretraining.pretrain import pretrain as pretrain_teacher
 from server import terminal
 from server.progress import QUIET_S
 

@@ -25,12 +25,13 @@ from fedkd.device import choose_device
 from fedkd.errors import ConfigError
 from fedkd.fetching import hash_file
 from fedkd.partitions.manifest import data_sha256
+from fedkd.probing import worth
+from fedkd.probing.controls import Reader
+from fedkd.probing.projection import project
 from fedkd.recipe import Recipe
-from fedkd.teachers import worth, zoo
+from fedkd.teachers import zoo
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.controls import Reader
 from fedkd.teachers.loading import open_teacher, weights_path
-from fedkd.teachers.projection import project
 from server import terminal
 from server.data_commands import require_name
 from server.probe_plot import plot_feature_space

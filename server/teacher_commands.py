@@ -13,6 +13,7 @@ from rich.table import Table
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd import config, paths
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.errors import ConfigError, FetchError, TeacherError
 from fedkd.fetching import hash_file, verify
 from fedkd.recipe import Recipe
@@ -20,7 +21,6 @@ from fedkd.teachers import zoo
 from fedkd.teachers.card import TeacherCard
 from fedkd.teachers.checkpoints import published_hash
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher, weights_path
 from server import terminal

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from torch import nn
 
+from fedkd.probing.controls import Reader, raw_pixels, untrained
 from fedkd.teachers.config import TeacherConfig
-from fedkd.teachers.controls import Reader, raw_pixels, untrained
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher
 from tests.conftest import draw_images

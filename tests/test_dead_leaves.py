@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedkd.teachers.dead_leaves import dead_leaves
+from fedkd.data.dead_leaves import dead_leaves
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedkd import seeding
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.errors import TeacherError
 from fedkd.fourier import spectrum
 from fedkd.fourier.explore import ExploreConfig, Explorer, explore_loss, held_out_prior
@@ -22,7 +23,6 @@ from fedkd.fourier.prompts import (
 from fedkd.losses.distillation import feature_distillation
 from fedkd.models.small_resnet import SmallResNet
 from fedkd.teachers.config import TeacherConfig
-from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher, confidence_loss
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.moments import layer_divergences, moment_divergence

@@ -17,9 +17,9 @@ from fedkd import seeding, wire
 from fedkd.errors import ConfigError, DataError
 from fedkd.models import states
 from fedkd.models.factory import StudentConfig, build_student
+from fedkd.pretraining.simclr import random_views
+from fedkd.probing.neighbours import knn_probabilities
 from fedkd.recipe import MoCoConfig
-from fedkd.teachers.neighbours import knn_probabilities
-from fedkd.teachers.simclr import random_views
 from server import simulate
 from server.evaluation import on_the_server
 from strategies.base import UpdateRefused

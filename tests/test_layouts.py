@@ -9,9 +9,9 @@ import torchvision
 from fedkd import seeding
 from fedkd.errors import TeacherError
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.from_timm import open_timm
+from fedkd.teachers.layouts.from_timm import open_timm
+from fedkd.teachers.layouts.radimagenet import open_radimagenet
 from fedkd.teachers.loading import open_teacher, weights_path
-from fedkd.teachers.radimagenet import open_radimagenet
 from fedkd.teachers.zoo import CARDS
 from tests.teacher_files import settings, state_of, write_teacher_file
 from tests.test_zoo import digest, refusal

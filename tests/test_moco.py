@@ -10,8 +10,8 @@ from torch import nn
 from fedkd import seeding
 from fedkd.errors import TeacherError
 from fedkd.teachers.config import TeacherConfig
+from fedkd.teachers.layouts.moco_v2 import open_moco
 from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.moco import open_moco
 from fedkd.teachers.zoo import CARDS
 from tests.test_zoo import digest, refusal
 

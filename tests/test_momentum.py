@@ -7,7 +7,7 @@ from torch import nn
 
 from fedkd import seeding
 from fedkd.models.small_resnet import SmallResNet
-from fedkd.teachers.momentum import (
+from fedkd.pretraining.momentum import (
     MomentumContrast,
     enqueue_,
     follow_,

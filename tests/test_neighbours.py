@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fedkd.teachers.neighbours import knn_probabilities
+from fedkd.probing.neighbours import knn_probabilities
 
 # Unit vectors at 0, 60 and 90 degrees: cosines to the first are 1, 0.5 and 0.
 BANK = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [0.0, 1.0]])

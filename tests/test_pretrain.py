@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedkd import config
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.errors import ConfigError, TeacherError
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretrain import pretrain
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.images import normalize
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.images import normalize
+from fedkd.pretraining.pretrain import pretrain
 from fedkd.teachers.stored import load_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,11 +9,11 @@ from torch import nn
 
 from fedkd import config
 from fedkd.errors import ConfigError, TeacherError
+from fedkd.pretraining import training
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.pretrain import pretrain
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.pretrain import pretrain
-from fedkd.teachers.pretraining import training
-from fedkd.teachers.pretraining.config import PretrainConfig
 from fedkd.teachers.stored import load_pretrained
 
 TINY = {
@@ -71,7 +71,7 @@ def test_an_interruption_after_training_repeats_no_step(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedkd.teachers.pretrain.measure_statistics", interrupt)
+    monkeypatch.setattr("fedkd.pretraining.pretrain.measure_statistics", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pretrain(settings, tmp_path)
     monkeypatch.undo()
@@ -96,7 +96,7 @@ def test_another_recipe_does_not_go_on(tmp_path):
 def test_other_images_do_not_go_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pretrain(recipe(), tmp_path, interrupt_at(2))
-    monkeypatch.setattr("fedkd.teachers.pretrain.content_hash", lambda images: "other")
+    monkeypatch.setattr("fedkd.pretraining.pretrain.content_hash", lambda images: "other")
     with pytest.raises(TeacherError, match=r"images \(their content\) was [0-9a-f]{64}, is other"):
         pretrain(recipe(), tmp_path)
 

@@ -9,8 +9,8 @@ from fedkd import config, seeding
 from fedkd.data.catalog import load_splits
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.errors import ConfigError, DataError
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.images import content_hash, read_images
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.images import content_hash, read_images
 
 
 def recipe(images, **changes):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from fedkd.probing.linear import lesion_bootstrap, linear_probe, score
 from fedkd.seeding import rng
-from fedkd.teachers.probe import lesion_bootstrap, linear_probe, score
 
 
 def blobs(counts, distance, key=0, num_features=4):

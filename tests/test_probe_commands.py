@@ -12,10 +12,10 @@ from matplotlib.image import imread
 from fedkd.data.catalog import load_splits
 from fedkd.errors import ConfigError
 from fedkd.fetching import hash_file
+from fedkd.probing.controls import Reader
+from fedkd.probing.linear import linear_probe, score
 from fedkd.teachers import zoo
-from fedkd.teachers.controls import Reader
 from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.probe import linear_probe, score
 from server.cli import build_parser, main
 from server.probe_commands import probed_recipe
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fedkd.teachers import projection
-from fedkd.teachers.projection import project
+from fedkd.probing import projection
+from fedkd.probing.projection import project
 
 
 def clouds(num, distance=30.0):

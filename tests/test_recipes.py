@@ -15,8 +15,8 @@ from fedkd.data.sets.image_folder import ImageFolderConfig
 from fedkd.data.sets.isic2019_lt import Isic2019LtConfig
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.sets.medmnist import MedMnistConfig
+from fedkd.pretraining.config import PretrainConfig
 from fedkd.recipe import Recipe
-from fedkd.teachers.pretraining.config import PretrainConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.toml"))

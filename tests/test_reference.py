@@ -11,10 +11,10 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from fedkd import seeding
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.errors import DataError, TeacherError
 from fedkd.teachers import reference
 from fedkd.teachers.config import TeacherConfig
-from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.moments import Moments, moment_divergence

@@ -5,9 +5,10 @@ import torch
 
 from fedkd import seeding
 from fedkd.models.small_resnet import SmallResNet
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.training import make_optimizer, train
-from fedkd.teachers.simclr import Projector, SimCLR, decoupled_nt_xent, random_views
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.simclr import SimCLR, decoupled_nt_xent, random_views
+from fedkd.pretraining.training import make_optimizer, train
+from fedkd.teachers.stored import build_head
 
 
 def draws(*shape, key=0, dtype=torch.float32):
@@ -112,7 +113,9 @@ def test_crops_magnify_and_flips_happen():
 def trained(steps, bfloat16=False):
     config = PretrainConfig(steps=steps, warm_up_steps=2, weight_decay=1e-4)
     with seeding.isolated(0, "simclr"):
-        learner = SimCLR(SmallResNet((8, 16), all_stages=True), Projector(16, 16, 8), 0.2, bfloat16)
+        learner = SimCLR(
+            SmallResNet((8, 16), all_stages=True), build_head("batchnorm", 16, 16, 8), 0.2, bfloat16
+        )
     images, losses = pixels(num=32), []
 
     def draw(step):

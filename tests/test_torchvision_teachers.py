@@ -9,8 +9,8 @@ import torchvision
 from fedkd import config, seeding
 from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
-from fedkd.teachers import from_torchvision as from_torchvision_module
 from fedkd.teachers.config import TeacherConfig
+from fedkd.teachers.layouts import from_torchvision as from_torchvision_module
 from fedkd.teachers.loading import open_teacher
 from tests.test_zoo import digest, refusal
 

@@ -7,11 +7,11 @@ import torch
 from fedkd.data.images import Splits
 from fedkd.errors import DataError
 from fedkd.metrics import evaluate
-from fedkd.teachers import worth
+from fedkd.probing import worth
+from fedkd.probing.controls import Reader
+from fedkd.probing.linear import Difference
 from fedkd.teachers.config import TeacherConfig
-from fedkd.teachers.controls import Reader
 from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.probe import Difference
 from tests.conftest import CLASSES, draw_images
 
 READER = Reader(torch.device("cpu"), 16, lambda *_: None)

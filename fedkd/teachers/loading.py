@@ -13,11 +13,11 @@ from fedkd.teachers import zoo
 from fedkd.teachers.card import Layout, TeacherCard
 from fedkd.teachers.checkpoints import KnownHash, Parts, check_hash, published_hash
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.from_timm import open_timm
-from fedkd.teachers.from_torchvision import open_torchvision
 from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.moco import open_moco
-from fedkd.teachers.radimagenet import open_radimagenet
+from fedkd.teachers.layouts.from_timm import open_timm
+from fedkd.teachers.layouts.from_torchvision import open_torchvision
+from fedkd.teachers.layouts.moco_v2 import open_moco
+from fedkd.teachers.layouts.radimagenet import open_radimagenet
 from fedkd.teachers.stored import load_pretrained
 
 logger = logging.getLogger(__name__)

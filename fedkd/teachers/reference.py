@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from fedkd import paths, seeding
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.data.image_files import decode_files
 from fedkd.errors import DataError, TeacherError, first_of
 from fedkd.fetching import hash_file
 from fedkd.models import states
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.dead_leaves import dead_leaves
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.moments_file import digest_of, read_moments, write_moments
 

@@ -16,7 +16,6 @@ from fedkd.fetching import hash_file
 from fedkd.models.factory import STUDENTS, StudentName
 from fedkd.models.states import mismatches
 from fedkd.teachers.card import Channels
-from fedkd.teachers.simclr import Projector
 
 FORMAT = "fedkd-teacher-1"
 HeadName = Literal["batchnorm", "plain"]
@@ -47,7 +46,12 @@ class StoredTeacher:
 def build_head(kind: HeadName, num_features: int, num_hidden: int, num_outputs: int) -> nn.Module:
     """A contrastive head, from (batch, num_features) to (batch, num_outputs)."""
     if kind == "batchnorm":
-        return Projector(num_features, num_hidden, num_outputs)
+        return nn.Sequential(
+            nn.Linear(num_features, num_hidden),
+            nn.BatchNorm1d(num_hidden),
+            nn.ReLU(),
+            nn.Linear(num_hidden, num_outputs),
+        )
     return nn.Sequential(
         nn.Linear(num_features, num_hidden), nn.ReLU(), nn.Linear(num_hidden, num_outputs)
     )

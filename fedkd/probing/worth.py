@@ -13,11 +13,11 @@ from fedkd.data.images import LabelledImages, Splits
 from fedkd.data.longtail import class_groups
 from fedkd.errors import DataError
 from fedkd.metrics import Evaluation, evaluate
+from fedkd.probing.controls import Features, Reader, raw_pixels, untrained
+from fedkd.probing.linear import Difference, Floats, lesion_bootstrap, linear_probe
+from fedkd.probing.neighbours import knn_probabilities
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.controls import Features, Reader, raw_pixels, untrained
 from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.neighbours import knn_probabilities
-from fedkd.teachers.probe import Difference, Floats, lesion_bootstrap, linear_probe
 
 TEACHER, RAW, UNTRAINED = "teacher", "raw 16x16 pixels", "untrained network"
 """Kinds of features: the teacher's and its controls'."""

@@ -9,18 +9,6 @@ from torch import Tensor, nn
 from fedkd.models.small_resnet import SmallResNet
 
 
-class Projector(nn.Sequential):
-    """The contrastive head: Linear, BatchNorm, ReLU, Linear."""
-
-    def __init__(self, num_features: int, num_hidden: int, num_outputs: int) -> None:
-        super().__init__(
-            nn.Linear(num_features, num_hidden),
-            nn.BatchNorm1d(num_hidden),
-            nn.ReLU(),
-            nn.Linear(num_hidden, num_outputs),
-        )
-
-
 def decoupled_nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Contrastive loss of a batch of pairs, without the positive pair in the denominator.
 

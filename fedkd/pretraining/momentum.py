@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedkd.teachers.simclr import deepest_features
+from fedkd.pretraining.simclr import deepest_features
 
 
 def queue_nt_xent(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from fedkd import seeding
 from fedkd.data.pixels import Pixels
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.images import normalize, pixels_of
-from fedkd.teachers.simclr import deepest_features
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.images import normalize, pixels_of
+from fedkd.pretraining.simclr import deepest_features
 
 
 def at_size(pixels: Tensor, size: int) -> Tensor:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from fedkd.data.cache import load_or_build
 from fedkd.data.catalog import load_splits
+from fedkd.data.dead_leaves import dead_leaves
 from fedkd.data.image_table import Problems
 from fedkd.data.images import LabelledImages, Splits
 from fedkd.data.labelled_files import ImageFilesConfig, load_images, open_folder
 from fedkd.data.pixels import Integers, Pixels
 from fedkd.errors import ConfigError, DataError
-from fedkd.teachers.dead_leaves import dead_leaves
-from fedkd.teachers.pretraining.config import ImagesConfig, PretrainConfig
+from fedkd.pretraining.config import ImagesConfig, PretrainConfig
 
 logger = logging.getLogger(__name__)
 

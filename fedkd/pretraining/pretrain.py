@@ -15,9 +15,8 @@ from fedkd.data.pixels import Pixels
 from fedkd.device import choose_device
 from fedkd.models.factory import STUDENTS
 from fedkd.models.small_resnet import SmallResNet
-from fedkd.teachers.momentum import MomentumContrast, new_queue
-from fedkd.teachers.pretraining.config import PretrainConfig
-from fedkd.teachers.pretraining.images import (
+from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.images import (
     MEAN,
     STD,
     content_hash,
@@ -26,10 +25,11 @@ from fedkd.teachers.pretraining.images import (
     pixels_of,
     read_images,
 )
-from fedkd.teachers.pretraining.probing import NEIGHBOURS, ValProbe
-from fedkd.teachers.pretraining.statistics import measure_statistics
-from fedkd.teachers.pretraining.training import Checkpoint, Position, make_optimizer, train
-from fedkd.teachers.simclr import SimCLR, random_views
+from fedkd.pretraining.momentum import MomentumContrast, new_queue
+from fedkd.pretraining.probing import NEIGHBOURS, ValProbe
+from fedkd.pretraining.simclr import SimCLR, random_views
+from fedkd.pretraining.statistics import measure_statistics
+from fedkd.pretraining.training import Checkpoint, Position, make_optimizer, train
 from fedkd.teachers.stored import HeadName, StoredTeacher, build_head, round_weights, write_teacher
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkd import files
 from fedkd.errors import TeacherError
-from fedkd.teachers.pretraining.config import PretrainConfig
+from fedkd.pretraining.config import PretrainConfig
 
 logger = logging.getLogger(__name__)
 

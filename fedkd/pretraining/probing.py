@@ -10,11 +10,11 @@ from fedkd.data.catalog import load_splits
 from fedkd.data.images import LabelledImages
 from fedkd.data.loading import in_order
 from fedkd.errors import DataError
-from fedkd.teachers.neighbours import knn_probabilities
-from fedkd.teachers.pretraining.config import ProbeConfig
-from fedkd.teachers.pretraining.images import normalize, pixels_of
-from fedkd.teachers.pretraining.statistics import at_size
-from fedkd.teachers.probe import linear_probe, score
+from fedkd.pretraining.config import ProbeConfig
+from fedkd.pretraining.images import normalize, pixels_of
+from fedkd.pretraining.statistics import at_size
+from fedkd.probing.linear import linear_probe, score
+from fedkd.probing.neighbours import knn_probabilities
 
 logger = logging.getLogger(__name__)
 
