@@ -1,6 +1,7 @@
 """What features are worth while they are learned: neighbours and a linear probe, on val."""
 
 import logging
+import time
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
 _AT_ONCE = 256
+_REPORT_EVERY_S = 5.0
 
 
 class ValProbe:
@@ -89,9 +91,12 @@ class ValProbe:
     def _of(self, backbone: nn.Module, images: LabelledImages) -> Tensor:
         """Float32 (num_images, num_features), on the CPU."""
         device = next(backbone.parameters()).device
-        parts = []
+        parts, last = [], time.monotonic()
         for rows in in_order(len(images), _AT_ONCE):
             pixels = at_size(pixels_of(images.images, rows, device), self._size)
             pixels = normalize(pixels).to(memory_format=torch.channels_last)
             parts.append(backbone(pixels).float().cpu())
+            if time.monotonic() - last >= _REPORT_EVERY_S:
+                last = time.monotonic()
+                logger.info("probe: %d of %d images", rows[-1] + 1, len(images))
         return torch.cat(parts)
