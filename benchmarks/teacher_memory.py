@@ -8,6 +8,7 @@ of it Python and torch. Of the weights: ``mapped`` is their file's part of the R
 those of its pages that the worker has a copy of, ``own`` the anonymous memory that opening and the
 forward pass have added, without what malloc keeps for later. The last column is what a further
 worker costs, written + own, in percent of the weights. ``--private`` opens without sharing.
+For a model of timm, ``own`` includes 35 MB for importing timm (measured alone, timm 1.0).
 """
 
 import argparse
