@@ -227,9 +227,13 @@ def _print_rows(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     cells = [(key, value) for row in rows for key, value in row.items()]
     lists = {key for key, value in cells if isinstance(value, list)}
     columns = [key for key in dict.fromkeys(key for key, _ in cells) if key not in lists]
-    table = Table()
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+        values = [row.get(column) for row in rows]
+        text = any(isinstance(value, str) for value in values)
+        table.add_column(
+            column.replace("_", "\n"), justify="left" if text else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(_fact(row.get(column))) for column in columns))
     console.print(table, highlight=False)

@@ -1,6 +1,7 @@
 """Fixtures for tests that need a federation: tiny hospitals, a tiny teacher, a tiny recipe."""
 
 import copy
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -38,6 +39,16 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
     yield
     torch.set_num_threads(before)
     patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _the_log_as_it_was():
+    """Commands show the log from INFO on; the next test's log does not depend on that."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
