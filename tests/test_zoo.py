@@ -72,6 +72,10 @@ def test_damaged_shipped_weights_are_refused(tmp_path, monkeypatch):
     assert "the file is damaged or another one" in refusal(TeacherConfig())
 
 
+def test_a_hash_given_for_the_shipped_weights_is_checked():
+    assert "expected 00000000... (a beginning)" in refusal(TeacherConfig(sha256="0" * 8))
+
+
 # Files that `fedkd pretrain` wrote
 
 
@@ -104,7 +108,7 @@ def test_a_pretrained_file_without_a_tensor_is_refused_by_its_name(tmp_path):
     path = tmp_path / "part.safetensors"
     save_file(tensors, path, metadata)
     text = refusal(pretrained(path))
-    assert "does not fit resnet10: backbone. 1 problem(s): missing conv1.weight" in text
+    assert "does not fit resnet10: 1 problem(s): missing backbone.conv1.weight" in text
 
 
 def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
@@ -126,6 +130,10 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
         (
             {"name": "pretrained"},
             "teacher.checkpoint must name a file when teacher.name is pretrained",
+        ),
+        (
+            {"checkpoint": "mine.pth"},
+            "teacher.checkpoint is 'mine.pth', but teacher.name = 'default' is the shipped teacher",
         ),
         ({"std": (0.1, 0.0, 0.1)}, r"teacher.std is \(0.1, 0.0, 0.1\); every value must be > 0"),
         ({"reference_images": 31}, "reference_images is 31 in .* greater than or equal to 32"),

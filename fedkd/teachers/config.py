@@ -67,6 +67,13 @@ class OneTeacherConfig(Section):
                 f"teacher.name is {self.name!r}; {hint}`fedkd teachers list` shows all names, "
                 "besides timm:<model>, torchvision:<model> and pretrained"
             )
+        if self.checkpoint and self.name == "default":
+            raise ValueError(
+                f"teacher.checkpoint is {self.checkpoint!r}, but teacher.name = 'default' is the "
+                "shipped teacher, which reads no other file; set teacher.name = 'pretrained' for a "
+                "file that `fedkd pretrain` wrote, else the name of its network, or "
+                'teacher.checkpoint = ""'
+            )
         if not self.checkpoint and self.name.startswith((zoo.PRETRAINED, "torchvision:")):
             raise ValueError(
                 f"teacher.checkpoint must name a file when teacher.name is {self.name}"

@@ -43,11 +43,11 @@ def weights_path(config: OneTeacherConfig) -> Path:
 
 def expected_hash(config: OneTeacherConfig) -> KnownHash | None:
     """What the file must have: the config's hash, else what is published; None: no check."""
+    if config.sha256:
+        return KnownHash("sha256", config.sha256.lower())
     if config.name == "default":
         card = json.loads((zoo.WEIGHTS / "default.json").read_text(encoding="utf-8"))
         return KnownHash("sha256", card["sha256"])
-    if config.sha256:
-        return KnownHash("sha256", config.sha256.lower())
     if config.name == zoo.PRETRAINED:
         return None
     return published_hash(zoo.card_of(config.name).download)
