@@ -100,6 +100,25 @@ def test_what_is_no_state_dict_is_refused(path, value):
     assert text == f"{path} holds no state dict of tensors; save model.state_dict() instead"
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+        lambda t: t.to("meta"),
+        lambda t: t[:1, :1].clone().expand(10**9, 512),
+    ],
+    ids=["sparse", "quantised", "without data", "larger than its data"],
+)
+def test_tensors_that_are_not_plain_are_refused(path, make):
+    torch.save({**STATE, "odd": make(STATE["a.weight"])}, path)
+    assert refusal(path) == (
+        f"{path} holds tensors that are sparse, quantised, without data or larger than their data: "
+        "odd; save a state dict of plain tensors"
+    )
+
+
 class Payload:
     """Makes a folder when it is unpickled."""
 
@@ -230,9 +249,27 @@ def test_sha256_is_known_before_md5_and_nothing_may_be():
 def test_the_first_ten_problems_are_listed_and_all_are_counted(path):
     network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(6)])
     with pytest.raises(TeacherError) as caught:
-        load_strictly(network, {"x": torch.zeros(1)}, path)
+        load_strictly(network, {"x": torch.zeros(1)}, path, "six")
     names = ", ".join(f"missing {i}.{kind}" for i in range(5) for kind in ("weight", "bias"))
-    assert str(caught.value) == f"{path} does not fit Sequential: 13 problem(s): {names}, ..."
+    assert str(caught.value) == f"{path} does not fit six: 13 problem(s): {names}, ..."
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_other_numbers_do_not_stand_for_fractions(path, dtype):
+    network = nn.Linear(1, 1)
+    state = {**network.state_dict(), "weight": torch.ones(1, 1, dtype=dtype)}
+    with pytest.raises(
+        TeacherError, match=rf"1 problem\(s\): weight is {dtype}, expected torch.fl"
+    ):
+        load_strictly(network, state, path, "one")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(path, value):
+    network = nn.Linear(1, 1)
+    state = {**network.state_dict(), "bias": torch.tensor([value])}
+    with pytest.raises(TeacherError, match=f"{path} holds weights that are not finite in bias; it"):
+        load_strictly(network, state, path, "one")
 
 
 def test_a_classifier_that_is_not_used_is_logged(path, caplog):

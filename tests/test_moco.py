@@ -61,7 +61,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, path)
     text = refusal(TeacherConfig(name="moco_v2_r50", checkpoint=str(path), sha256=digest(path)[:8]))
-    assert "does not fit ResNet" in text
+    assert "does not fit resnet50" in text
     assert "missing conv1.weight" in text
 
 
@@ -89,4 +89,4 @@ def test_half_a_head_is_refused(tmp_path):
     torch.save({"state_dict": state}, path)
     with pytest.raises(TeacherError) as caught:
         open_moco(SMALL, path, 224)
-    assert str(caught.value) == f"{path} does not fit ResNet: 1 problem(s): missing fc.2.bias"
+    assert str(caught.value) == f"{path} does not fit resnet18: 1 problem(s): missing fc.2.bias"

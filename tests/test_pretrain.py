@@ -165,14 +165,41 @@ def test_training_moves_weights_and_statistics(made):
 
 def test_missing_tensor_is_named(made, tmp_path):
     path = rewrite(made[0], tmp_path / "a.safetensors", **{"backbone.conv1.weight": None})
-    with pytest.raises(TeacherError, match=r"a\.safetensors does not fit.*missing conv1\.weight"):
+    with pytest.raises(TeacherError, match=r"a\.safetensors does not fit.*missing backbone\.conv1"):
         load_pretrained(path)
 
 
 def test_tensor_of_wrong_shape_is_named(made, tmp_path):
     change = {"projector.0.weight": torch.zeros(2, 2)}
     path = rewrite(made[0], tmp_path / "a.safetensors", **change)
-    with pytest.raises(TeacherError, match=r"projector\. .*0\.weight has shape \(2, 2\)"):
+    with pytest.raises(TeacherError, match=r"projector\.0\.weight has shape \(2, 2\)"):
+        load_pretrained(path)
+
+
+def test_a_tensor_too_many_is_named(made, tmp_path):
+    path = rewrite(made[0], tmp_path / "a.safetensors", more=torch.zeros(1))
+    with pytest.raises(TeacherError, match="does not fit resnet10: .* unexpected more"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architecture", None),
+        ("architecture", "resnet9"),
+        ("projector", None),
+        ("projector", "x"),
+        ("mean", "[0, 1]"),
+        ("mean", "[NaN, 0, 0]"),
+        ("std", "[0, 1, 1]"),
+    ],
+)
+def test_a_damaged_header_is_refused(made, tmp_path, key, value):
+    with safe_open(made[0], framework="pt") as file:
+        own = file.metadata()
+    changed = {name: text for name, text in {**own, key: value}.items() if text is not None}
+    path = rewrite(made[0], tmp_path / "a.safetensors", metadata=changed)
+    with pytest.raises(TeacherError, match=f"cannot read the teacher {path}: its header is dam"):
         load_pretrained(path)
 
 

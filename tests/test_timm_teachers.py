@@ -71,7 +71,7 @@ def test_a_file_of_another_model_is_refused(timm, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model(RESNET, pretrained=False).state_dict(), path)
     text = refusal(of_timm("resnet18", path))
-    assert text.startswith(f"{path} does not fit ResNet: ")
+    assert text.startswith(f"{path} does not fit resnet18: ")
 
 
 def test_an_unknown_model_is_named_with_near_ones(timm, tmp_path):

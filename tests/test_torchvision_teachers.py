@@ -115,10 +115,17 @@ def test_keys_and_shapes_that_do_not_fit_are_listed(network, checkpoint):
     state["conv1.0.weight"] = torch.zeros(1)
     torch.save(state, checkpoint)
     text = refusal(from_torchvision(checkpoint))
-    assert text.startswith(f"{checkpoint} does not fit ShuffleNetV2: 4 problem(s): missing fc.bias")
+    assert text.startswith(f"{checkpoint} does not fit {SMALL}: 4 problem(s): missing fc.bias")
     assert "unexpected head.bias" in text
     assert "conv1.0.weight has shape (1,), expected (24, 3, 3, 3)" in text
     assert "fc.weight has shape (2, 2), expected (2, 1024)" in text
+
+
+@pytest.mark.parametrize("weight", [torch.tensor(1.0), torch.zeros(0, 1024)])
+def test_a_head_without_classes_is_refused(network, checkpoint, weight):
+    torch.save({**network.state_dict(), "fc.weight": weight}, checkpoint)
+    text = refusal(from_torchvision(checkpoint))
+    assert f"fc.weight has shape {tuple(weight.shape)}, expected (1000, 1024)" in text
 
 
 def test_the_number_of_classes_is_that_of_the_file(checkpoint):

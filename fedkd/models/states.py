@@ -12,10 +12,16 @@ SHOWN = 10
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     """What keeps ``given`` from being loaded into ``own``, in words; empty if it fits exactly.
 
-    Lists how many names or shapes are wrong, and the first ten of them.
+    Lists how many names, kinds of numbers or shapes are wrong, and the first ten of them. Whole or
+    complex numbers do not stand for fractions: int8 weights mean nothing without their scale.
     """
     problems = [f"missing {name}" for name in own if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in own]
+    problems += [
+        f"{name} is {given[name].dtype}, expected {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
+    ]
     problems += [
         f"{name} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in own.items()

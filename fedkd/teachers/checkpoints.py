@@ -101,10 +101,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise TeacherError(
             f"{path} holds no state dict of tensors; save model.state_dict() instead"
         )
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise TeacherError(
+            f"{path} holds tensors that are sparse, quantised, without data or larger than their "
+            f"data: {first_of(odd)}; save a state dict of plain tensors"
+        )
     for prefix in WRAPPERS:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each element is a number of its own: the file cannot make more of it than it is."""
+    dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    return dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _load(path: Path) -> Any:
@@ -171,8 +182,16 @@ def log_missing_head(path: Path) -> None:
     )
 
 
-def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict, or raise a TeacherError that lists what does not fit.
+def num_classes(state: Mapping[str, Tensor], layer: str, default: int) -> int:
+    """Outputs of a linear layer in a state dict; the default where it has none that could be."""
+    weight = state.get(f"{layer}.weight")
+    return default if weight is None or weight.ndim != 2 or not len(weight) else len(weight)
+
+
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str
+) -> None:
+    """Load a state dict, or raise a TeacherError that lists what does not fit or is not finite.
 
     BatchNorm's number of batches may be missing, as in files older than torch 0.4.1: it counts in
     training alone.
@@ -181,5 +200,10 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
     counts = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
     whole = {**counts, **state}
     if problems := mismatches(own, whole):
-        raise TeacherError(f"{path} does not fit {type(network).__name__}: {problems}")
+        raise TeacherError(f"{path} does not fit {architecture}: {problems}")
+    if bad := [name for name, tensor in whole.items() if not tensor.isfinite().all()]:
+        raise TeacherError(
+            f"{path} holds weights that are not finite in {first_of(bad)}; it is damaged, or its "
+            "training diverged: get it again, or use another one"
+        )
     network.load_state_dict(whole)

@@ -1,6 +1,7 @@
 """Files of teachers that fedkd makes: safetensors with what is needed to open them, and a card."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from fedkd import files, seeding
 from fedkd.errors import TeacherError
 from fedkd.fetching import hash_file
 from fedkd.models.factory import STUDENTS, StudentName
-from fedkd.models.states import mismatches
 from fedkd.teachers.card import Channels
+from fedkd.teachers.checkpoints import load_strictly, read_state
 
 FORMAT = "fedkd-teacher-1"
 HeadName = Literal["batchnorm", "plain"]
@@ -116,7 +117,6 @@ def load_pretrained(path: Path) -> StoredTeacher:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own kind, and OSError
         raise TeacherError(f"cannot read the teacher {path}: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -124,30 +124,33 @@ def load_pretrained(path: Path) -> StoredTeacher:
             f"{path} is not a teacher that `fedkd pretrain` wrote (format "
             f"{metadata.get('format')!r}, expected {FORMAT!r})"
         )
-    architecture = cast(StudentName, metadata["architecture"])
-    hidden, outputs = json.loads(metadata["projector"])
-    width = tensors["projector.0.weight"].shape[1]
-    kind: HeadName = "batchnorm" if "projector.1.running_mean" in tensors else "plain"
-    with seeding.isolated(0, "load"):
-        backbone, num_features = STUDENTS[architecture].build()
-        head = build_head(kind, width, hidden, outputs)
-    for prefix, network in (("backbone.", backbone), ("projector.", head)):
-        state = {
-            name.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        if problems := mismatches(network.state_dict(), state):
-            raise TeacherError(f"{path} does not fit {architecture}: {prefix} {problems}")
-        network.load_state_dict(state)
-    mean, std = (_channels(json.loads(metadata[key])) for key in ("mean", "std"))
+    state = read_state(path)
+    kind: HeadName = "batchnorm" if "projector.1.running_mean" in state else "plain"
+    try:
+        architecture = cast(StudentName, metadata["architecture"])
+        hidden, outputs = json.loads(metadata["projector"])
+        mean, std = (_channels(json.loads(metadata[key])) for key in ("mean", "std"))
+        if min(std) <= 0:
+            raise ValueError(f"std is {std}")
+        with seeding.isolated(0, "load"):
+            backbone, num_features = STUDENTS[architecture].build()
+            head = build_head(kind, state["projector.0.weight"].shape[1], hidden, outputs)
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise TeacherError(
+            f"cannot read the teacher {path}: its header is damaged or of another version of fedkd "
+            f"({error!r}); make it again with `fedkd pretrain`"
+        ) from error
+    both = nn.ModuleDict({"backbone": backbone, "projector": head})
+    load_strictly(both, state, path, architecture)
     return StoredTeacher(
         architecture, backbone.eval(), num_features, cast(nn.Sequential, head.eval()), mean, std
     )
 
 
 def _channels(values: Sequence[float]) -> Channels:
-    red, green, blue = values
+    red, green, blue = map(float, values)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(f"{values} for the channels")
     return red, green, blue
 
 

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from fedkd.errors import TeacherError
 from fedkd.teachers.card import TeacherCard
-from fedkd.teachers.checkpoints import Parts, load_strictly, log_missing_head, read_state, without
+from fedkd.teachers.checkpoints import (
+    Parts,
+    load_strictly,
+    log_missing_head,
+    num_classes,
+    read_state,
+    without,
+)
 from fedkd.teachers.zoo import timm_module
 
 
@@ -41,12 +48,11 @@ def open_timm(card: TeacherCard, path: Path, input_size: int | None) -> Parts:
     if card.head == "none":
         state = without(state, tuple(f"{name}." for name in names), path)
     elif any(key.startswith(f"{names[0]}.") for key in state):
-        weight = state.get(f"{names[0]}.weight")
-        network.reset_classifier(512 if weight is None else len(weight))
+        network.reset_classifier(num_classes(state, names[0], 512))
         head = network.get_classifier()
     else:
         log_missing_head(path)
-    load_strictly(network, state, path)
+    load_strictly(network, state, path, card.architecture)
     if head is not None:
         network.set_submodule(names[0], nn.Identity())
     side = input_size or facts.input_size[-1]

@@ -8,7 +8,13 @@ from torch import nn
 from fedkd.errors import StudentError, TeacherError
 from fedkd.models.factory import headless
 from fedkd.teachers.card import TeacherCard
-from fedkd.teachers.checkpoints import Parts, load_strictly, log_missing_head, read_state
+from fedkd.teachers.checkpoints import (
+    Parts,
+    load_strictly,
+    log_missing_head,
+    num_classes,
+    read_state,
+)
 
 
 def open_torchvision(card: TeacherCard, path: Path, input_size: int | None) -> Parts:
@@ -31,13 +37,11 @@ def open_torchvision(card: TeacherCard, path: Path, input_size: int | None) -> P
     state = read_state(path)
     name, width = names[head], head.in_features
     if not any(key.startswith(f"{name}.") for key in state):
-        load_strictly(backbone, state, path)
+        load_strictly(backbone, state, path, card.architecture)
         log_missing_head(path)
         return Parts(backbone, None, width, input_size)
-    weight = state.get(f"{name}.weight")
-    if weight is not None and len(weight) != head.out_features:
-        head = nn.Linear(width, len(weight))
+    head = nn.Linear(width, num_classes(state, name, head.out_features))
     network.set_submodule(name, head)
-    load_strictly(network, state, path)
+    load_strictly(network, state, path, card.architecture)
     network.set_submodule(name, nn.Identity())
     return Parts(backbone, head, width, input_size)

@@ -36,7 +36,7 @@ def open_moco(card: TeacherCard, path: Path, input_size: int | None) -> Parts:
     }
     has_head = any(name.startswith("fc.") for name in state)
     network.fc = head if has_head or not state else nn.Identity()
-    load_strictly(network, state, path)
+    load_strictly(network, state, path, card.architecture)
     network.fc = nn.Identity()
     if not has_head:
         log_missing_head(path)

@@ -33,5 +33,5 @@ def open_radimagenet(card: TeacherCard, path: Path, input_size: int | None) -> P
     for name, tensor in read_state(path).items():
         child, dot, rest = name.partition(".")
         state[children.get(child, child) + dot + rest] = tensor
-    load_strictly(network, without(state, ("fc.",), path), path)
+    load_strictly(network, without(state, ("fc.",), path), path, card.architecture)
     return Parts(network, None, width, input_size)
