@@ -9,6 +9,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -163,10 +164,12 @@ def _noted(path: Path) -> Path:
 
 
 def _read_note(noted: Path) -> _Hash | None:
+    """The hash in a note; None where there is no note, or a damaged one."""
     try:
-        return _Hash("sha256", noted.read_text(encoding="utf-8").split()[0])
-    except (FileNotFoundError, IndexError):
+        found = re.match("[0-9a-fA-F]{64}(?![0-9a-zA-Z])", noted.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
+    return _Hash("sha256", found[0]) if found else None
 
 
 class _Transfer:

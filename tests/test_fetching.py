@@ -133,6 +133,16 @@ def test_without_a_published_hash_the_first_one_is_kept_and_checked(server, tmp_
     assert server.asked == [None]
 
 
+@pytest.mark.parametrize("content", [b"", b"abc", b"not found", b"\xff\xfe", b"0" * 65])
+def test_a_damaged_note_is_written_anew(server, tmp_path, content):
+    path, note = tmp_path / "file.bin", tmp_path / "file.bin.sha256"
+    path.write_bytes(CONTENT)
+    note.write_bytes(content)
+    assert fetching.verify(path) == SHA256
+    assert get(server, path) == SHA256
+    assert note.read_text() == f"{SHA256}  file.bin\n"
+
+
 def test_a_file_that_is_there_is_checked_and_not_asked_for(server, tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(CONTENT)
