@@ -19,7 +19,7 @@ from fedkd.fetching import hash_file, verify
 from fedkd.recipe import Recipe
 from fedkd.teachers import zoo
 from fedkd.teachers.card import TeacherCard
-from fedkd.teachers.checkpoints import published_hash
+from fedkd.teachers.checkpoints import published_hash, try_out
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher, weights_path
@@ -118,6 +118,7 @@ def _check(options: argparse.Namespace) -> None:
     compared_with = _compare(settings, path, digest) if digest else ""
     teacher = open_teacher(settings)
     pixels = torch.from_numpy(dead_leaves(4, _SIDE, seed=0)) / 255
+    try_out(teacher, pixels, settings.name)
     features = teacher.features(pixels)
     if not features.isfinite().all():
         raise TeacherError(f"{path} gives features that are not finite on procedural images")

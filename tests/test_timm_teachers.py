@@ -1,5 +1,6 @@
 """Teachers from timm (random weights here)."""
 
+import re
 import sys
 
 import pytest
@@ -44,13 +45,24 @@ def test_a_convolutional_model_gives_its_pooled_features(timm, tmp_path, model):
     assert expected.shape == (2, teacher.num_features)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "deit_tiny_distilled_patch16_224", "levit_128s"]
+)
 def test_heads_of_several_layers_or_several_heads_are_taken_off(timm, tmp_path, name):
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
     teacher = open_teacher(of_timm(name, path))
     pixels = torch.zeros(2, 3, 64, 64)
     assert teacher.features(pixels).shape == (2, teacher.num_features)
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 17), ("test_convnext", 17)])
+def test_an_input_size_that_a_model_cannot_take_is_refused(timm, tmp_path, name, size):
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), path)
+    text = refusal(of_timm(name, path, input_size=size))
+    assert re.match(rf"the teacher timm:{name} cannot .* images of {size} px \(.+\); set", text)
+    assert "\n" not in text
 
 
 def test_dinov2_is_read_with_its_authors_names_and_resampled_to_the_input_size(timm, tmp_path):

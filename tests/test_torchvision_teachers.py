@@ -7,11 +7,12 @@ import torch
 import torchvision
 
 from fedkd import config, seeding
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, TeacherError
 from fedkd.recipe import Recipe
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.layouts import from_torchvision as from_torchvision_module
 from fedkd.teachers.loading import open_teacher
+from fedkd.teachers.opening import open_teachers
 from tests.test_zoo import digest, refusal
 
 SMALL = "shufflenet_v2_x0_5"
@@ -201,6 +202,17 @@ def test_the_last_linear_layer_is_taken_off_whatever_it_is_called(untrained, arc
     seen = teacher.observe(pixels(num=2))
     assert seen.features.shape == (2, teacher.num_features)
     assert seen.head_output.shape == (2, 1000)
+
+
+def test_an_input_size_that_a_network_cannot_take_is_refused(untrained):
+    text = refusal(untrained("densenet121", input_size=16))
+    assert text.startswith("the teacher torchvision:densenet121 cannot take images of 16 px (")
+
+
+def test_images_that_a_network_cannot_take_as_they_come_are_refused(untrained):
+    settings = untrained("densenet121")
+    with pytest.raises(TeacherError, match="densenet121 cannot take images of 16 px"):
+        open_teachers(settings, None, ["a"], pixels(16), with_reference=False)
 
 
 def test_an_architecture_without_a_last_linear_layer_is_refused(untrained):

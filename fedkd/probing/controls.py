@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from fedkd.models.factory import STUDENTS, headless
 from fedkd.teachers import zoo
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.frozen import Teacher
+from fedkd.teachers.layouts.from_timm import build_timm
 from fedkd.teachers.loading import weights_path
 from fedkd.teachers.stored import load_pretrained
 
@@ -125,11 +125,4 @@ def _build(config: OneTeacherConfig, teacher: Teacher) -> nn.Module:
     card = zoo.card_of(config.name)
     if card.layout != "timm":
         return headless(torchvision.models.get_model(card.architecture, weights=None))[0]
-    timm = zoo.timm_module()
-    options: dict[str, Any] = {}
-    if timm.get_pretrained_cfg(card.architecture).fixed_input_size:
-        options["img_size"] = teacher.input_size
-    network: nn.Module = timm.create_model(
-        card.architecture, pretrained=False, num_classes=0, **options
-    )
-    return network
+    return build_timm(card, teacher.input_size)

@@ -142,8 +142,7 @@ def _load(path: Path) -> Any:
             ) from None
         raise _unreadable(path, "it is no file of torch.save") from None
     except Exception as error:  # torch raises many kinds for a broken file
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise _unreadable(path, lines[0]) from error
+        raise _unreadable(path, first_line(error)) from error
 
 
 def _refuse_programs(path: Path) -> None:
@@ -186,6 +185,23 @@ def num_classes(state: Mapping[str, Tensor], layer: str, default: int) -> int:
     """Outputs of a linear layer in a state dict; the default where it has none that could be."""
     weight = state.get(f"{layer}.weight")
     return default if weight is None or weight.ndim != 2 or not len(weight) else len(weight)
+
+
+def try_out(network: nn.Module, pixels: Tensor, name: str) -> int:
+    """Width of the features of these images; TeacherError if the network cannot take their size."""
+    try:
+        with torch.no_grad():
+            return int(network.eval()(pixels).shape[1])
+    except Exception as error:  # each network has its own way to fail
+        raise TeacherError(
+            f"the teacher {name} cannot take images of {pixels.shape[-1]} px "
+            f"({first_line(error)}); set teacher.input_size to a side that it takes, such as 224"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """An error's text without the lines that explain it at length; its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def load_strictly(

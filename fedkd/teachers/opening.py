@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import ConfigError, TeacherError
+from fedkd.teachers.checkpoints import try_out
 from fedkd.teachers.config import OneTeacherConfig, TeacherConfig
 from fedkd.teachers.frozen import Precision, Teacher
 from fedkd.teachers.loading import open_teacher
@@ -75,6 +76,8 @@ def open_teachers(
         teacher = teacher.to(pixels.device, pixels.dtype).to(memory_format=torch.channels_last)
         if not isinstance(source, nn.Module):
             share(teacher)
+            if teacher.input_size is None:  # else opening has tried it
+                try_out(teacher, pixels[:1], own.name)
         if with_reference:
             measure_reference(teacher, own, pixels.shape[-1], keep=source is own)
         opened[id(source)] = teacher

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import nn
 
@@ -14,6 +15,7 @@ from fedkd.teachers.checkpoints import (
     log_missing_head,
     num_classes,
     read_state,
+    try_out,
 )
 
 
@@ -34,6 +36,8 @@ def open_torchvision(card: TeacherCard, path: Path, input_size: int | None) -> P
         backbone, head = headless(network)
     except StudentError as error:
         raise TeacherError(f"teacher.name is {card.name!r}: {error}") from None
+    if input_size:
+        try_out(backbone, torch.zeros(1, 3, input_size, input_size), card.name)
     state = read_state(path)
     name, width = names[head], head.in_features
     if not any(key.startswith(f"{name}.") for key in state):
