@@ -135,6 +135,10 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
             {"checkpoint": "mine.pth"},
             "teacher.checkpoint is 'mine.pth', but teacher.name = 'default' is the shipped teacher",
         ),
+        *(
+            ({"input_size": size}, "input_size: it is .*; it must be 'native', 'as_is' or px >= 16")
+            for size in (15, True, 20.5, "small")
+        ),
         ({"std": (0.1, 0.0, 0.1)}, r"teacher.std is \(0.1, 0.0, 0.1\); every value must be > 0"),
         ({"reference_images": 31}, "reference_images is 31 in .* greater than or equal to 32"),
         (

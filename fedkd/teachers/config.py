@@ -3,9 +3,9 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedkd.config import Section
 from fedkd.data.augment import DIHEDRAL
@@ -15,6 +15,8 @@ from fedkd.teachers.card import Channels
 from fedkd.teachers.frozen import Precision
 
 InputSize = Literal["native", "as_is"] | int
+MIN_SIDE = 16
+"""Fewest px of a side to which images are resized for a teacher."""
 
 
 class OneTeacherConfig(Section):
@@ -58,6 +60,14 @@ class OneTeacherConfig(Section):
     reference_images: int = Field(default=256, ge=32)
     """How many of them; of a folder with more, always the same choice."""
 
+    @field_validator("input_size", mode="before")
+    @classmethod
+    def _is_a_size(cls, value: Any) -> Any:
+        # One text for all; of a union pydantic has one for each of its kinds.
+        if value in ("native", "as_is") or (type(value) is int and value >= MIN_SIDE):
+            return value
+        raise ValueError(f"it is {value!r}; it must be 'native', 'as_is' or px >= {MIN_SIDE}")
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if not zoo.known(self.name):
@@ -85,8 +95,6 @@ class OneTeacherConfig(Section):
                 f"teacher.sha256 is {self.sha256!r}; it must be 8 to 64 hexadecimal digits, as "
                 "`sha256sum FILE` prints them"
             )
-        if isinstance(self.input_size, int) and self.input_size < 16:
-            raise ValueError(f"teacher.input_size is {self.input_size}; it must be >= 16")
         return self
 
     @property
