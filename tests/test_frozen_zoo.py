@@ -1,7 +1,13 @@
 """Every known teacher stays as its file says, whatever is done with it."""
 
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+
 import pytest
 import torch
+import torchvision
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from fedkd import seeding
 from fedkd.teachers.loading import open_teacher
@@ -9,13 +15,44 @@ from fedkd.teachers.zoo import CARDS
 from tests.teacher_files import settings
 
 
-def cases():
-    """Every name; ViT-B is marked slow."""
-    large = ("dinov2_vitb14", "clip_vitb32", "clip_vitb16")
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in large else []) for n in CARDS]
+@pytest.fixture
+def shallow(monkeypatch):
+    """Large networks have one or two blocks of each kind; random weights are made quickly.
+
+    A pattern of 4099 numbers, a prime, so that no two rows of a matrix are the same. Files of full
+    depth are opened in test_moco and test_timm_teachers.
+    """
+    rng = seeding.generator(0, "pattern")
+
+    uniform, normal = torch.rand(4099, generator=rng), torch.randn(4099, generator=rng)
+
+    def fill(tensor, values):
+        flat = values.repeat(tensor.numel() // 4099 + 1)[: tensor.numel()]
+        return tensor.copy_(flat.view(tensor.shape))
+
+    def draw_uniform(tensor, low=0.0, high=1.0, generator=None):
+        return fill(tensor, uniform * (high - low) + low)
+
+    def draw_normal(tensor, mean=0.0, std=1.0, generator=None):
+        return fill(tensor, normal * std + mean)
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", draw_uniform)
+    monkeypatch.setattr(torch.Tensor, "normal_", draw_normal)
+    get_model = torchvision.models.get_model
+
+    def get_shallow(name, **options):
+        if name == "resnet50":
+            return ResNet(Bottleneck, [1, 1, 1, 1])
+        return get_model(name, **options)
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_shallow)
+    with suppress(ModuleNotFoundError):
+        timm = import_module("timm")
+        monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=2))
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", CARDS)
 def test_a_teacher_of_the_zoo_is_frozen_and_serves_any_batch(name, teacher_folder):
     card, config = CARDS[name], settings(name, teacher_folder)
     teacher = open_teacher(config)
@@ -32,7 +69,6 @@ def test_a_teacher_of_the_zoo_is_frozen_and_serves_any_batch(name, teacher_folde
     )
 
     assert teacher.train() is teacher
-    teacher.features(pixels[:1])
     x = pixels[:1].requires_grad_()
     seen = teacher.observe(x)
     assert seen.features.shape == (1, teacher.num_features) == (1, card.num_features)
