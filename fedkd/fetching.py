@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from fedkd.disk import on_disk, require_room
@@ -71,7 +71,7 @@ def fetch(
         FetchError: No such address, no connection, wrong hash, disk full, folder not writable.
     """
     _require_safe(url)
-    published = _published(sha256, md5)
+    published = known_hash(sha256, md5)
     if path.exists():
         digest = verify(path, sha256=sha256, md5=md5)
     else:
@@ -82,8 +82,8 @@ def fetch(
         if published and not published.fits(seen := published.of(part)):
             _forget(part)
             raise FetchError(
-                f"{url} gave a file whose {published.name} is {seen}, not {published} as "
-                "published; it is thrown away. Try again; if it stays so, the publisher has "
+                f"{url} gave a file whose {published.algorithm} is {seen}, not {published.shown} "
+                "as published; it is thrown away. Try again; if it stays so, the publisher has "
                 "changed it or somebody on the way has"
             )
         with on_disk(path):
@@ -92,7 +92,7 @@ def fetch(
             digest = hash_file(path)
     if published is None or not published.is_whole:
         noted = _noted(path)
-        if _read_note(noted) is None:
+        if read_note(path) is None:
             with on_disk(noted), replacing(noted) as new:
                 new.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
     return digest
@@ -112,18 +112,18 @@ def verify(path: Path, *, sha256: str | None = None, md5: str | None = None) -> 
     Raises:
         FetchError: It is another file, or cannot be read.
     """
-    published = _published(sha256, md5)
-    noted = None if published and published.is_whole else _read_note(_noted(path))
+    published = known_hash(sha256, md5)
+    noted = None if published and published.is_whole else read_note(path)
     with on_disk(path):
         digest = hash_file(path)
         for expected in (published, noted):
             if expected is None:
                 continue
-            seen = digest if expected.name == "sha256" else expected.of(path)
+            seen = digest if expected.algorithm == "sha256" else expected.of(path)
             if not expected.fits(seen):
                 raise FetchError(
-                    f"{path} is there but is another file: its {expected.name} is {seen}, "
-                    f"not {expected}; remove it to fetch it again"
+                    f"{path} is there but is another file: its {expected.algorithm} is {seen}, "
+                    f"not {expected.shown}; remove it to fetch it again"
                 )
     return digest
 
@@ -134,42 +134,59 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-class _Hash:
-    """An expected hash, or the beginning of one."""
+class KnownHash(NamedTuple):
+    """A hash that a file must have, or the first digits of it where only those are published.
 
-    def __init__(self, name: str, value: str) -> None:
-        assert len(value) >= MIN_DIGITS, "fewer digits fit too many files"
-        self.name, self.value = name, value.lower()
+    Attributes:
+        algorithm: ``"sha256"`` or ``"md5"``.
+        digits: Hexadecimal, in small letters, 8 at least.
+    """
+
+    algorithm: str
+    digits: str
 
     def __str__(self) -> str:
-        return self.value if self.is_whole else f"{self.value}..."
+        return f"{self.algorithm} {self.shown}"
+
+    @property
+    def shown(self) -> str:
+        """The digits; of a beginning it is said that it is one."""
+        return self.digits if self.is_whole else f"{self.digits}... (a beginning)"
 
     @property
     def is_whole(self) -> bool:
-        return len(self.value) == 2 * hashlib.new(self.name).digest_size
+        """Whether these are all digits."""
+        return len(self.digits) == 2 * hashlib.new(self.algorithm).digest_size
 
     def of(self, path: Path) -> str:
-        return hash_file(path, self.name)
+        """The same hash of a file."""
+        return hash_file(path, self.algorithm)
 
     def fits(self, seen: str) -> bool:
-        return seen.startswith(self.value)
+        """Whether a hash begins with these digits."""
+        return seen.startswith(self.digits)
 
 
-def _published(sha256: str | None, md5: str | None) -> _Hash | None:
-    return _Hash("sha256", sha256) if sha256 else _Hash("md5", md5) if md5 else None
+def known_hash(sha256: str | None, md5: str | None) -> KnownHash | None:
+    """What is published of a file's hash, SHA-256 before MD5; None if nothing is."""
+    for algorithm, digits in (("sha256", sha256), ("md5", md5)):
+        if digits:
+            assert len(digits) >= MIN_DIGITS, "fewer digits fit too many files"
+            return KnownHash(algorithm, digits.lower())
+    return None
+
+
+def read_note(path: Path) -> KnownHash | None:
+    """The hash that was noted when a file was fetched; None without a note, or a damaged one."""
+    try:
+        found = re.match("[0-9a-fA-F]{64}(?![0-9a-zA-Z])", _noted(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return known_hash(found[0], None) if found else None
 
 
 def _noted(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _read_note(noted: Path) -> _Hash | None:
-    """The hash in a note; None where there is no note, or a damaged one."""
-    try:
-        found = re.match("[0-9a-fA-F]{64}(?![0-9a-zA-Z])", noted.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return _Hash("sha256", found[0]) if found else None
 
 
 class _Transfer:

@@ -7,9 +7,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedkd.data.card import Download
 from fedkd.data.obtain import fetch_all
+from fedkd.fetching import known_hash
 from server import terminal
-
-_WHOLE = {"sha256": 64, "md5": 32}
 
 
 def fetch_with_progress(downloads: Sequence[Download], folder: Path) -> None:
@@ -34,28 +33,21 @@ def by_hand(downloads: Sequence[Download], folder: Path, steps: str) -> str:
     lines = []
     for item in downloads:
         if not (folder / item.path).exists():
-            hashes = (("sha256", item.sha256), ("md5", item.md5))
-            known = "".join(f"  {_hash(name, value)}" for name, value in hashes if value)
-            lines += [item.url, f"  -> {folder / item.path}{known}"]
+            known = known_hash(item.sha256, item.md5)
+            lines += [item.url, f"  -> {folder / item.path}{f'  {known}' if known else ''}"]
     return "\n".join([*lines, *([steps] if steps else [])])
 
 
 def compared(item: Download, path: Path) -> str:
     """With what the hash of a file that was fetched or verified has been compared, in words."""
     noted = f"kept in {path.name}.sha256 to compare with"
-    for name, value in (("sha256", item.sha256), ("md5", item.md5)):
-        if value:
-            its = "" if name == "sha256" else "its md5 is "
-            if len(value) == _WHOLE[name]:
-                return f"{its}as published"
-            return (
-                f"the first digits of its {name} are as published, {value}; the whole one {noted}"
-            )
-    return f"no hash is published; {noted}"
-
-
-def _hash(name: str, value: str) -> str:
-    return f"{name} {value}" if len(value) == _WHOLE[name] else f"{name} begins with {value}"
+    known = known_hash(item.sha256, item.md5)
+    if known is None:
+        return f"no hash is published; {noted}"
+    name, digits = known
+    if known.is_whole:
+        return f"{'' if name == 'sha256' else 'its md5 is '}as published"
+    return f"the first digits of its {name} are as published, {digits}; the whole one {noted}"
 
 
 def _say(folder: Path, item: Download, digest: str) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from fedkd import seeding
 from fedkd.data.card import Download
 from fedkd.errors import TeacherError
+from fedkd.fetching import KnownHash
 from fedkd.teachers.checkpoints import (
-    KnownHash,
     check_hash,
     load_strictly,
     published_hash,

@@ -169,7 +169,7 @@ def test_the_first_digits_of_a_hash_are_compared_and_the_whole_one_is_kept(
     assert get(server, path, **beginning) == SHA256
     path.write_bytes(b"other")
     other = hashlib.new(name, b"other").hexdigest()
-    assert f"its {name} is {other}, not {whole[:8]}...; remove it" in error(
+    assert f"its {name} is {other}, not {whole[:8]}... (a beginning); remove it" in error(
         server, path, **beginning
     )
     assert note.read_text() == f"{SHA256}  file.bin\n"
@@ -179,7 +179,9 @@ def test_the_first_digits_of_a_hash_are_compared_and_the_whole_one_is_kept(
 def test_a_file_whose_hash_begins_otherwise_is_thrown_away(server, tmp_path):
     wrong = "0" * 8 if SHA256[0] != "0" else "1" * 8
     text = error(server, tmp_path / "f", sha256=wrong)
-    assert f"gave a file whose sha256 is {SHA256}, not {wrong}... as published" in text
+    assert (
+        f"gave a file whose sha256 is {SHA256}, not {wrong}... (a beginning) as published" in text
+    )
     assert names(tmp_path) == []
 
 

@@ -188,6 +188,14 @@ def test_without_a_download_the_steps_are_shown(empty):
     )
 
 
+def test_a_file_without_a_published_hash_must_be_the_one_that_was_fetched(empty):
+    path = empty / CARDS["dino_vits16"].download.path
+    path.write_bytes(b"changed since")
+    path.with_name(f"{path.name}.sha256").write_text(f"{'ab' * 32}  {path.name}\n")
+    text = refusal(OneTeacherConfig(name="dino_vits16"))
+    assert text.startswith(f"{path} has sha256 {digest(path)}, expected {'ab' * 32}; the file is")
+
+
 def test_the_published_hash_is_checked_unless_another_is_given(empty):
     path = write_teacher_file("resnet18_imagenet_v1", empty)
     config = OneTeacherConfig(name="resnet18_imagenet_v1")

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from fedkd.data.card import Download
 from fedkd.errors import TeacherError, first_of
-from fedkd.fetching import hash_file
+from fedkd.fetching import KnownHash, known_hash
 from fedkd.models.states import mismatches
 
 logger = logging.getLogger(__name__)
 
-FULL_DIGITS = {"sha256": 64, "md5": 32}
 NESTED = ("state_dict", "model")
 """Where a training checkpoint keeps its state dict, beside an epoch, an optimiser and the like."""
 WRAPPERS = ("module.", "model.", "backbone.")
@@ -42,27 +41,9 @@ class Parts(NamedTuple):
     input_size: int | None
 
 
-class KnownHash(NamedTuple):
-    """A hash that a file must have, or the first digits of it where only those are published.
-
-    Attributes:
-        algorithm: ``"sha256"`` or ``"md5"``.
-        digits: Hexadecimal, in small letters, 8 at least.
-    """
-
-    algorithm: str
-    digits: str
-
-    def __str__(self) -> str:
-        whole = len(self.digits) == FULL_DIGITS[self.algorithm]
-        return f"{self.algorithm} {self.digits}{'' if whole else '... (a beginning)'}"
-
-
 def published_hash(download: Download | None) -> KnownHash | None:
     """What is known of a download's hash, SHA-256 before MD5; None if nothing is."""
-    if download and download.sha256:
-        return KnownHash("sha256", download.sha256)
-    return KnownHash("md5", download.md5) if download and download.md5 else None
+    return known_hash(download.sha256, download.md5) if download else None
 
 
 def check_hash(path: Path, known: KnownHash | None) -> None:
@@ -70,14 +51,13 @@ def check_hash(path: Path, known: KnownHash | None) -> None:
     if known is None:
         return
     try:
-        seen = hash_file(path, known.algorithm)
+        seen = known.of(path)
     except OSError as error:
         raise _unreadable(path, str(error)) from error
-    if not seen.startswith(known.digits):
+    if not known.fits(seen):
         raise TeacherError(
-            f"{path} has {known.algorithm} {seen}, expected "
-            f"{str(known).removeprefix(known.algorithm).strip()}; the file is damaged or another "
-            "one: get it again, or set teacher.sha256 to that of a file that you trust"
+            f"{path} has {known.algorithm} {seen}, expected {known.shown}; the file is damaged or "
+            "another one: get it again, or set teacher.sha256 to that of a file that you trust"
         )
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from fedkd import paths
 from fedkd.errors import TeacherError
+from fedkd.fetching import KnownHash, read_note
 from fedkd.teachers import zoo
 from fedkd.teachers.card import Layout, TeacherCard
-from fedkd.teachers.checkpoints import KnownHash, Parts, check_hash, published_hash
+from fedkd.teachers.checkpoints import Parts, check_hash, published_hash
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.layouts.from_timm import open_timm
@@ -42,7 +43,7 @@ def weights_path(config: OneTeacherConfig) -> Path:
 
 
 def expected_hash(config: OneTeacherConfig) -> KnownHash | None:
-    """What the file must have: the config's hash, else what is published; None: no check."""
+    """The config's hash, else the published one, or that noted at fetching; None: no check."""
     if config.sha256:
         return KnownHash("sha256", config.sha256.lower())
     if config.name == "default":
@@ -50,7 +51,11 @@ def expected_hash(config: OneTeacherConfig) -> KnownHash | None:
         return KnownHash("sha256", card["sha256"])
     if config.name == zoo.PRETRAINED:
         return None
-    return published_hash(zoo.card_of(config.name).download)
+    published = published_hash(zoo.card_of(config.name).download)
+    if config.checkpoint or (published and published.is_whole):
+        return published
+    # Made when the file was fetched, as nobody published a whole hash.
+    return read_note(weights_path(config)) or published
 
 
 def open_teacher(config: OneTeacherConfig) -> Teacher:
