@@ -22,10 +22,10 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
             "all val images are of one class, on which evaluation.select_on = 'macro_auroc' is not "
             "defined; use images of two classes at least, or select on balanced_accuracy"
         )
-    if recipe.objective.name == "moco" and len(splits.val) == 1:
+    if recipe.objective.name == "moco" and len(set(splits.val.shown)) == 1:
         raise DataError(
-            "there is one val image; objective.name = 'moco' is scored by nearest neighbours among "
-            "the val images and needs two at least"
+            "all val images show one lesion or patient (group); objective.name = 'moco' is scored "
+            "by nearest neighbours among the val images that show others, and needs two at least"
         )
     for name in ("train", "val", "test"):
         images: LabelledImages = getattr(splits, name)

@@ -41,17 +41,18 @@ def predict_by_neighbours(
         student: Gives the features.
         loader: The images to predict, at least one.
         batch_size: Images per forward pass.
-        bank: Images whose labels are known. None means those of ``loader``, at least two, each
-            left out when it is predicted itself.
+        bank: Images whose labels are known. None means those of ``loader``; those that show the
+            same lesion or patient, at least two of which there are, do not predict each other.
     """
     known = bank or loader
+    shown = np.array(loader.data.shown)[loader.indices]
     features = _features(student, loader, batch_size)
     return knn_probabilities(
         features if bank is None else _features(student, bank, batch_size),
         torch.from_numpy(known.labels),
         features,
         loader.data.num_classes,
-        leave_one_out=bank is None,
+        leave_out=np.unique(shown, return_inverse=True)[1] if bank is None else None,
     ).numpy()
 
 

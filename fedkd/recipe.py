@@ -73,8 +73,8 @@ class MoCoConfig(Section):
     """Objective moco: a teacher made by all hospitals, without labels.
 
     Its classifier stays untrained, so val and test are predicted by nearest neighbours among the
-    labelled val images, and clients' own students are not evaluated. The teacher that is stored is
-    the student of the round that is best on val.
+    labelled val images, val by those of other lesions or patients, and clients' own students are
+    not evaluated. The teacher that is stored is the student of the round that is best on val.
     """
 
     queue_size: int = Field(default=512, ge=1)

@@ -37,7 +37,7 @@ def on_the_server(experiment: Experiment) -> Predict:
 
     Tensors that stay with the clients have their initial values; predictions do not read them.
     Where no classifier is trained, the labelled val images are the neighbours that predict test,
-    and val by leaving out the image itself: no training label is read.
+    and val by leaving out those of the same lesion or patient: no training label is read.
     """
     network = experiment.build_student()
     batch_size = experiment.recipe.evaluation.batch_size

@@ -63,7 +63,8 @@ def write_teacher(board: Scoreboard, path: Path, mode: str) -> None:
         "config_hash": recipe.hash(),
         "knn": {
             "method": "nearest neighbours on the features; the bank is the labelled val images, "
-            "an image of val is not its own neighbour; the round was chosen on val",
+            "of which those of one lesion or patient do not predict each other; the round was "
+            "chosen on val",
             "val": {name: getattr(board.best_val, name) for name in scores},
             "test": {name: getattr(board.test, name) for name in scores},
         },

@@ -219,10 +219,25 @@ def test_val_is_predicted_without_the_image_itself_and_test_by_val(opened):
             for split in (splits.val, splits.test)
         )
     labels = torch.from_numpy(splits.val.labels)
-    expected = knn_probabilities(val, labels, val, 4, leave_one_out=True)
+    expected = knn_probabilities(val, labels, val, 4, leave_out=np.arange(len(val)))
     np.testing.assert_allclose(predict("val", student.state_dict(), 1), expected, rtol=1e-4)
     expected = knn_probabilities(val, labels, test, 4)
     np.testing.assert_allclose(predict("test", student.state_dict(), 1), expected, rtol=1e-4)
+
+
+def test_images_of_one_lesion_do_not_predict_each_other(opened, hospitals):
+    """Nearest to a picture is another one of the same lesion, which is no merit of the features."""
+    # Few enough that all of them are neighbours: twice the same votes have the same mean.
+    val = hospitals["val"].subset([*range(8)])
+    twice = replace(
+        val.subset([*range(len(val))] * 2),
+        groups=tuple(f"lesion {row}" for row in range(len(val))) * 2,
+        ids=(),
+    )
+    single, double = (opened({"val": split}, **MOCO) for split in (val, twice))
+    student = single.build_student().state_dict()
+    alone = on_the_server(single)("val", student, 1)
+    np.testing.assert_allclose(on_the_server(double)("val", student, 1)[: len(val)], alone)
 
 
 def test_clients_do_not_predict_with_a_classifier_that_nobody_trained(opened):
@@ -244,9 +259,11 @@ def test_what_needs_labels_or_makes_several_teachers_is_refused(make_recipe, cha
     assert make_recipe(**{**changes, "objective": {"name": "ekd"}})
 
 
-def test_one_val_image_and_colours_out_of_range_are_refused(opened, hospitals):
-    with pytest.raises(DataError, match="one val image.*needs two at least"):
-        opened({"val": hospitals["val"].subset(np.arange(1))}, **MOCO)
+def test_val_images_of_one_lesion_and_colours_out_of_range_are_refused(opened, hospitals):
+    two = hospitals["val"].subset([0, 1])
+    for one in (hospitals["val"].subset([0]), replace(two, groups=("lesion", "lesion"))):
+        with pytest.raises(DataError, match="all val images show one lesion.*needs two at least"):
+            opened({"val": one}, **MOCO)
     wide = {
         name: replace(hospitals[name], images=hospitals[name].images / np.float32(100))
         for name in ("val", "test")

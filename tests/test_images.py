@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,11 @@ def test_pixels_keep_their_dtype(dtype):
 def test_what_does_not_fit_together_is_refused(changes, text):
     with pytest.raises(DataError, match=text):
         make(**changes)
+
+
+def test_images_of_no_known_group_show_themselves():
+    images = LabelledImages(np.zeros((4, 3, 2, 2), np.uint8), np.zeros(4, np.int64), ("a",))
+    assert len(set(images.shown)) == 4
+    first, second, third, fourth = replace(images, groups=("x", "", "x", "1")).shown
+    assert first == third
+    assert len({first, second, fourth}) == 3

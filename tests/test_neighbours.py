@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,7 @@ def test_only_the_k_nearest_vote():
 
 
 def test_an_image_of_the_bank_is_not_its_own_neighbour():
-    seen = knn_probabilities(BANK, LABELS, BANK, 3, k=1, leave_one_out=True)
+    seen = knn_probabilities(BANK, LABELS, BANK, 3, k=1, leave_out=np.arange(3))
     assert seen.argmax(1).tolist() == [1, 1, 1]
 
 
@@ -47,11 +48,15 @@ def test_no_image_asks_nothing():
     assert knn_probabilities(BANK, LABELS, BANK[:0], 3).shape == (0, 3)
 
 
-def test_many_images_are_asked_as_one_is():
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("k", [5, 2000])
+def test_what_is_left_out_is_as_if_it_were_not_in_the_bank(balanced, k):
     draws = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(1500) % 3
-    rest = torch.ones(1500, dtype=torch.bool)
-    rest[1234] = False
-    whole = knn_probabilities(draws, labels, draws, 3, balanced=False, leave_one_out=True)
-    one = knn_probabilities(draws[rest], labels[rest], draws[1234:1235], 3, balanced=False)
+    lesions = np.arange(1500) // 4  # of several classes each, and nearest by chance alone
+    draws[1235] = draws[1234]  # but for this one
+    rest = torch.from_numpy(lesions != lesions[1234])
+    options = {"balanced": balanced, "k": k}
+    whole = knn_probabilities(draws, labels, draws, 3, leave_out=lesions, **options)
+    one = knn_probabilities(draws[rest], labels[rest], draws[1234:1235], 3, **options)
     torch.testing.assert_close(whole[1234:1235], one)

@@ -82,15 +82,6 @@ def test_controls_have_the_difference_to_the_teacher(rows):
     assert 0 < raw.minus.low <= raw.minus.value <= raw.minus.high
 
 
-def test_images_of_no_lesion_are_drawn_alone():
-    images = SPLITS.val.subset([0, 1, 2, 3])
-    assert len(set(worth.groups_to_draw(images))) == 4
-    object.__setattr__(images, "groups", ("x", "", "x", "1"))
-    first, second, third, fourth = worth.groups_to_draw(images)
-    assert first == third
-    assert len({first, second, fourth}) == 3
-
-
 def row(features, minus=None, method="linear", split="val"):
     labels = np.array([0, 1])
     scores = evaluate(labels, np.eye(2), labels * 0, ("a", "b"), ("all",), {"tail": [1]})

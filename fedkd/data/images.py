@@ -91,6 +91,13 @@ class LabelledImages:
         """Images per class, int64 (num_classes,); 0 for an absent class."""
         return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What each image shows: its group, or itself where none is known."""
+        return tuple(
+            f"group {name}" if name else f"image {row}" for row, name in enumerate(self.groups)
+        )
+
     def subset(self, indices: Sequence[int] | Integers) -> "LabelledImages":
         """The images at ``indices``, in that order; the pixels are shared, not copied.
 

@@ -126,16 +126,11 @@ def judge(splits: Splits, features: FeaturesOf, reader: Reader, seed: int) -> li
                 images.labels,
                 rows[TEACHER, method, split].predictions,
                 row.predictions,
-                groups_to_draw(images),
+                images.shown,
                 seed,
             )
         compared.append(Row(**{**vars(row), "minus": minus}))
     return sorted(compared, key=lambda row: (row.split != "val", METHODS.index(row.method)))
-
-
-def groups_to_draw(images: LabelledImages) -> list[str]:
-    """The group of each image for the bootstrap; an image of none is one of its own."""
-    return [f"group {name}" if name else f"image {n}" for n, name in enumerate(images.groups)]
 
 
 def verdict(rows: Sequence[Row]) -> str:
