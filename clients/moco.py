@@ -21,8 +21,9 @@ class MoCo(Stateless):
 
     The query is the student's, the key that of a momentum encoder which begins each round as the
     received student, so that only the student travels (our choice). The queue stays with the
-    client; it holds at most half as many keys as the client has images, as an image's own key of
-    the epoch before would be among its negatives otherwise (our choice). Labels are never read.
+    client; it holds at most half as many keys as the client has images (our choice): one image in
+    six then has its own key of the epoch before among its negatives, and with as many keys as
+    images every second one would. Labels are never read.
 
     Args:
         config: Section ``moco``.

@@ -160,10 +160,11 @@ class Node:
         metrics[wire.PARTITION_ID] = partition_id
         metrics[wire.NUM_EXAMPLES] = num_examples_per_epoch(len(loader), recipe.training)
         metrics[wire.NUM_SEEN] = sums.num_seen
-        metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
-        metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
-        if recipe.evaluation.personalised and not self.experiment.scored_by_neighbours:
-            metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
+        if not self.experiment.scored_by_neighbours:  # moco has no classifier, and reads no label.
+            metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
+            metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
+            if recipe.evaluation.personalised:
+                metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
         metrics[wire.SECONDS] = time.perf_counter() - started
         new_state = {
             OPTIMIZER: optimizer_state(optimizer) if recipe.training.keep_optimizer_state else {},
