@@ -62,6 +62,17 @@ def test_the_student_has_a_plain_contrastive_head_and_a_classifier_that_does_not
     assert out.projected_logits is None
 
 
+def test_the_head_takes_the_features_of_the_last_stage_alone(opened):
+    student = opened(**MOCO, student={"name": "resnet10"}).build_student().eval()
+    assert student.p_free[0].in_features == 256
+    features = torch.rand(2, 480, requires_grad=True)
+    student.backbone = torch.nn.Identity()
+    student.mean = torch.empty(0)
+    student.project(features).sum().backward()
+    assert not features.grad[:, :-256].any()
+    assert features.grad[:, -256:].any()
+
+
 def test_the_head_changes_no_initial_bit_of_what_other_students_have():
     build = partial(
         build_student, StudentConfig(), num_classes=3, num_teacher_features=None, seed=0

@@ -75,6 +75,11 @@ class SmallResNet(nn.Module):
         return torch.cat(pooled, dim=1) if self.all_stages else pooled[-1]
 
 
+def num_deepest(backbone: nn.Module, num_features: int) -> int:
+    """How many features, the last ones, are of the last stage: what a contrastive head takes."""
+    return backbone.widths[-1] if isinstance(backbone, SmallResNet) else num_features
+
+
 def resnet8() -> SmallResNet:
     """ResNet-8: three stages of 16, 32 and 64 channels, 64 features, 0.08 M parameters."""
     return SmallResNet((16, 32, 64))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import StudentError
+from fedkd.models.small_resnet import num_deepest
 from fedkd.models.states import mismatches
 
 
@@ -59,7 +60,8 @@ class Student(nn.Module):
     Names follow Fed-MAS: ``fc`` is the classifier, ``p_free`` the projector (Linear, BatchNorm,
     ReLU, Linear) into the teacher's feature space, ``fc_free`` a classifier on the projection. In a
     student for MOON ``fc`` reads the projection ``p2(relu(p1(features)))``. In one for MoCo
-    ``p_free`` is the contrastive head (Linear, ReLU, Linear), and ``fc`` stays untrained.
+    ``p_free`` is the contrastive head (Linear, ReLU, Linear) on the features of the last stage
+    alone, as in ``fedkd pretrain``, and ``fc`` stays untrained.
 
     Args:
         backbone: Maps normalised images (batch, 3, height, width) to features (batch, d).
@@ -110,11 +112,11 @@ class Student(nn.Module):
                 nn.Linear(num_features, num_teacher_features),
             )
             self.fc_free = classifier(num_teacher_features, num_classes)
-        elif momentum_contrast:
+        self._num_projected = num_features
+        if momentum_contrast:
+            self._num_projected = width = num_deepest(backbone, num_features)
             self.p_free = nn.Sequential(
-                nn.Linear(num_features, num_features),
-                nn.ReLU(),
-                nn.Linear(num_features, MOCO_PROJECTION),
+                nn.Linear(width, width), nn.ReLU(), nn.Linear(width, MOCO_PROJECTION)
             )
         # Not part of the state: normalisation is a constant, and only learnt things travel.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -131,7 +133,7 @@ class Student(nn.Module):
         logits = self.fc(features)
         if self.p_free is None:
             return StudentOutput(features, logits, None, None)
-        projection = self.p_free(features)
+        projection = self.p_free(features[:, -self._num_projected :])
         projected_logits = self.fc_free(projection) if self.fc_free is not None else None
         return StudentOutput(features, logits, projection, projected_logits)
 

@@ -14,7 +14,7 @@ from fedkd import seeding
 from fedkd.data.pixels import Pixels
 from fedkd.device import choose_device
 from fedkd.models.factory import STUDENTS
-from fedkd.models.small_resnet import SmallResNet
+from fedkd.models.small_resnet import num_deepest
 from fedkd.pretraining.config import PretrainConfig
 from fedkd.pretraining.images import (
     MEAN,
@@ -138,7 +138,7 @@ def _make_learner(config: PretrainConfig, device: torch.device) -> tuple[Learner
     with seeding.isolated(config.seed, "pretrain"):
         backbone, num_features = STUDENTS[config.architecture].build()
         backbone = backbone.to(memory_format=torch.channels_last)
-        width = backbone.widths[-1] if isinstance(backbone, SmallResNet) else num_features
+        width = num_deepest(backbone, num_features)
         head = build_head(kind, width, config.num_hidden, config.num_outputs)
     bfloat16 = config.precision == "bfloat16"
     if config.method == "simclr":
