@@ -22,11 +22,17 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
             "all val images are of one class, on which evaluation.select_on = 'macro_auroc' is not "
             "defined; use images of two classes at least, or select on balanced_accuracy"
         )
-    if recipe.objective.name == "moco" and len(set(splits.val.shown)) == 1:
-        raise DataError(
-            "all val images show one lesion or patient (group); objective.name = 'moco' is scored "
-            "by nearest neighbours among the val images that show others, and needs two at least"
-        )
+    if recipe.objective.name == "moco":
+        for what, found in (
+            ("show one lesion or patient (group)", splits.val.shown),
+            ("are of one class", splits.val.labels.tolist()),
+        ):
+            if len(set(found)) == 1:
+                raise DataError(
+                    f"all val images {what}; objective.name = 'moco' is scored by nearest "
+                    "neighbours among the labelled val images, each by those of other lesions or "
+                    "patients, and needs two of each at least"
+                )
     for name in ("train", "val", "test"):
         images: LabelledImages = getattr(splits, name)
         if not len(images):

@@ -130,8 +130,8 @@ class Experiment:
     def kept_features(self) -> tuple[KeptFeatures | None, ...]:
         """Of each client's training images, where ``teacher.views`` says so; None elsewhere.
 
-        Computed, or read from the cache, when they are asked for first: not in a process that
-        trains nothing.
+        Computed, or read from the cache, when they are asked for first: as a process makes its
+        node, which Flower's server does too, for the initial student.
         """
         objective = self.recipe.objective
         if objective.name != "ekd" or not objective.lambda_f:

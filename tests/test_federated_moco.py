@@ -272,11 +272,15 @@ def test_what_needs_labels_or_makes_several_teachers_is_refused(make_recipe, cha
     assert make_recipe(**{**changes, "objective": {"name": "ekd"}})
 
 
-def test_val_images_of_one_lesion_and_colours_out_of_range_are_refused(opened, hospitals):
-    two = hospitals["val"].subset([0, 1])
-    for one in (hospitals["val"].subset([0]), replace(two, groups=("lesion", "lesion"))):
-        with pytest.raises(DataError, match="all val images show one lesion.*needs two at least"):
-            opened({"val": one}, **MOCO)
+def test_val_images_of_one_lesion_or_class_and_colours_out_of_range_are_refused(opened, hospitals):
+    two, alike = hospitals["val"].subset([0, 1]), hospitals["val"].subset([0, 4])
+    for val, what in (
+        (hospitals["val"].subset([0]), "show one lesion"),
+        (replace(two, groups=("lesion", "lesion")), "show one lesion"),
+        (alike, "are of one class"),
+    ):
+        with pytest.raises(DataError, match=f"all val images {what}.*needs two of each at least"):
+            opened({"val": val}, **MOCO)
     wide = {
         name: replace(hospitals[name], images=hospitals[name].images / np.float32(100))
         for name in ("val", "test")
