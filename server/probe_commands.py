@@ -22,7 +22,6 @@ from fedkd.data.catalog import load_splits
 from fedkd.data.images import Splits
 from fedkd.data.thinning import thin
 from fedkd.device import choose_device
-from fedkd.errors import ConfigError
 from fedkd.fetching import hash_file
 from fedkd.partitions.manifest import data_sha256
 from fedkd.probing import worth
@@ -32,6 +31,7 @@ from fedkd.recipe import Recipe
 from fedkd.teachers import zoo
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.loading import open_teacher, weights_path
+from fedkd.teachers.stored import read_card
 from server import terminal
 from server.data_commands import require_name
 from server.probe_plot import plot_feature_space
@@ -46,6 +46,7 @@ def probe(options: argparse.Namespace) -> None:
     folder = _make_folder(options.output, recipe)
     # The file of weights first: a missing one is found in no time, images take theirs.
     teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
+    card = _card(recipe.teacher)
     splits = thin(recipe.long_tail, load_splits(recipe.data))
     with ExitStack() as stack:
         if recipe.engine.num_threads:
@@ -76,7 +77,9 @@ def probe(options: argparse.Namespace) -> None:
     with files.replacing(folder / "probe.csv") as part:
         pd.DataFrame(worth.table(rows)).to_csv(part, index=False)
     with files.replacing(folder / "probe.json") as part:
-        text = json.dumps(_report(recipe, splits, rows, verdict), indent=2, ensure_ascii=False)
+        text = json.dumps(
+            _report(recipe, splits, rows, verdict, card), indent=2, ensure_ascii=False
+        )
         part.write_text(text + "\n", encoding="utf-8")
     print("\n".join(str(folder / f"probe.{ending}") for ending in ("png", "csv", "json")))
 
@@ -121,14 +124,7 @@ def _label(teacher: OneTeacherConfig) -> str:
 
 def _make_folder(output: str | None, recipe: Recipe) -> Path:
     name = re.sub(r"[^\w.-]+", "_", f"probe-{_label(recipe.teacher)}-{recipe.data.name}")
-    path = Path(output) if output else Path(recipe.output) / name
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {path}: {error}; choose another --output"
-        ) from None
-    return path
+    return terminal.make_folder(Path(output) if output else Path(recipe.output) / name)
 
 
 def _print(console: Console, rows: Sequence[worth.Row], title: str) -> None:
@@ -158,9 +154,8 @@ def _print(console: Console, rows: Sequence[worth.Row], title: str) -> None:
 
 
 def _report(
-    recipe: Recipe, splits: Splits, rows: Sequence[worth.Row], verdict: str
+    recipe: Recipe, splits: Splits, rows: Sequence[worth.Row], verdict: str, card: Any
 ) -> dict[str, Any]:
-    path = weights_path(recipe.teacher)
     images = {name: getattr(splits, name) for name in ("train", "val", "test")}
     return {
         "verdict": verdict,
@@ -177,8 +172,8 @@ def _report(
             for row in rows
         ],
         "teacher": {
-            "card": _card(recipe.teacher, path),
-            "sha256": hash_file(path),
+            "card": card,
+            "sha256": hash_file(weights_path(recipe.teacher)),
             "config": recipe.teacher.model_dump(mode="json"),
         },
         "data": {
@@ -192,12 +187,12 @@ def _report(
     }
 
 
-def _card(teacher: OneTeacherConfig, path: Path) -> Any:
+def _card(teacher: OneTeacherConfig) -> Any:
     """What is known of the teacher; of one that `fedkd pretrain` made, the card beside the file."""
     if teacher.name != zoo.PRETRAINED:
         return asdict(zoo.card_of(teacher.name))
-    beside = path.with_suffix(".json")
-    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None
+    beside = weights_path(teacher).with_suffix(".json")
+    return read_card(beside) if beside.is_file() else None
 
 
 class _Bar:

@@ -3,10 +3,9 @@
 import argparse
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -23,6 +22,7 @@ from fedkd.teachers.checkpoints import published_hash, try_out
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher, weights_path
+from fedkd.teachers.stored import read_card
 from server import terminal
 from server.downloads import by_hand, compared, fetch_with_progress
 from server.tables import print_facts
@@ -149,7 +149,7 @@ def _compare(settings: OneTeacherConfig, path: Path, digest: str) -> str:
         card = path.with_suffix(".json")
         if not card.is_file():
             return "there is no card beside it to compare with"
-        if (said := _read_card(card).get("sha256")) != digest:
+        if (said := read_card(card).get("sha256")) != digest:
             raise TeacherError(
                 f"{path} is damaged, or {card} is the card of another file: the sha256 is "
                 f"{digest}, the card says {said}; get both again"
@@ -211,18 +211,8 @@ def _card(options: argparse.Namespace) -> None:
     path = (zoo.WEIGHTS / name if name == "default" else Path(name)).with_suffix(".json")
     if not path.is_file():
         raise TeacherError(f"there is no card {path} beside the weights; `fedkd pretrain` makes it")
-    print_facts(terminal.stdout(), name, _read_card(path))
+    print_facts(terminal.stdout(), name, read_card(path))
     print(f"\nlists within tables are left out here; the whole card is {path}")
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TeacherError(f"cannot read the card {path}: {error}") from None
-    if not isinstance(card, Mapping):
-        raise TeacherError(f"cannot read the card {path}: it must be a table of names and values")
-    return dict(card)
 
 
 def _settings(source: str, overrides: Sequence[str]) -> OneTeacherConfig:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -130,6 +131,15 @@ def test_a_missing_file_of_weights_is_found_before_any_image_is_read(folder, cap
     assert main(["probe", "none.safetensors", "lesions", "size=16"]) == 2
     error = capsys.readouterr().err
     assert "teacher.checkpoint is none.safetensors, but there is no such file" in error
+    assert "drawing" not in error
+
+
+def test_a_damaged_card_beside_the_weights_is_one_line_before_any_image_is_read(folder, capsys):
+    shutil.copy(zoo.WEIGHTS / "default.safetensors", "mine.safetensors")
+    Path("mine.json").write_text("{nope")
+    assert main(["probe", "mine.safetensors", "lesions", "size=16"]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("fedkd: cannot read the card mine.json: ")
     assert "drawing" not in error
 
 

@@ -108,6 +108,21 @@ def write_teacher(
         part.write_text(json.dumps({**card, **measured}, indent=2) + "\n", encoding="utf-8")
 
 
+def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a teacher's weights.
+
+    Raises:
+        TeacherError: It cannot be read, or is no table.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"cannot read the card {path}: {error}") from None
+    if not isinstance(card, dict):
+        raise TeacherError(f"cannot read the card {path}: it must be a table of names and values")
+    return card
+
+
 def load_pretrained(path: Path) -> StoredTeacher:
     """A stored teacher, float32, in eval mode.
 
