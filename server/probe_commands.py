@@ -72,7 +72,7 @@ def probe(options: argparse.Namespace) -> None:
         val.sites,
         val.site_names,
         folder / "probe.png",
-        f"{title}: features of {len(val):,} val images (t-SNE)",
+        f"{title}: features of {len(val):,} val images in two dimensions",
     )
     with files.replacing(folder / "probe.csv") as part:
         pd.DataFrame(worth.table(rows)).to_csv(part, index=False)

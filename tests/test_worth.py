@@ -9,7 +9,7 @@ from fedkd.errors import DataError
 from fedkd.metrics import evaluate
 from fedkd.probing import worth
 from fedkd.probing.controls import Reader
-from fedkd.probing.linear import Difference
+from fedkd.probing.linear import Difference, lesion_bootstrap
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
 from tests.conftest import CLASSES, draw_images
@@ -76,7 +76,7 @@ def test_knn_looks_past_what_all_features_have_in_common():
 def test_controls_have_the_difference_to_the_teacher(rows):
     by_kind = {row.features: row for row in rows if (row.split, row.method) == ("test", "linear")}
     assert by_kind[worth.TEACHER].minus is None
-    assert by_kind[worth.UNTRAINED].minus == Difference(0, 0, 0)
+    assert by_kind[worth.UNTRAINED].minus == Difference(0, 0, 0, 12)
     raw = by_kind[worth.RAW]
     assert raw.minus.value == pytest.approx(1 - raw.scores.balanced_accuracy)
     assert 0 < raw.minus.low <= raw.minus.value <= raw.minus.high
@@ -92,8 +92,8 @@ def row(features, minus=None, method="linear", split="val"):
     ("raw", "untrained", "text"),
     [
         (
-            Difference(0.061, -0.06, 0.155),
-            Difference(0.092, 0.029, 0.161),
+            Difference(0.061, -0.06, 0.155, 20),
+            Difference(0.092, 0.029, 0.161, 20),
             "On val (2 images, linear probe) the teacher is better than raw 16x16 pixels by 6.1 "
             "points of balanced accuracy (95 % interval -6.0 to +15.5, which includes 0: it may "
             "be chance); it is better than untrained network by 9.2 points of balanced accuracy "
@@ -101,20 +101,20 @@ def row(features, minus=None, method="linear", split="val"):
             "worth distilling from: these images cannot tell.",
         ),
         (
-            Difference(0.1, 0.05, 0.2),
-            Difference(0.1, 0.05, 0.2),
+            Difference(0.1, 0.05, 0.2, 20),
+            Difference(0.1, 0.05, 0.2, 20),
             "So it is worth distilling from, by this probe.",
         ),
         (
-            Difference(0.1, 0.05, 0.2),
-            Difference(-0.1, -0.2, -0.05),
+            Difference(0.1, 0.05, 0.2, 20),
+            Difference(-0.1, -0.2, -0.05, 20),
             "worse than untrained network by 10.0 points of balanced accuracy (95 % interval "
             "-20.0 to -5.0, which does not include 0). So it is not worth distilling from, by "
             "this probe.",
         ),
         (
-            Difference(0.0, -0.1, 0.1),
-            Difference(0.0, 0.0, 0.0),
+            Difference(0.0, -0.1, 0.1, 20),
+            Difference(0.0, 0.0, 0.0, 20),
             "neither better nor worse than raw 16x16 pixels (95 % interval -10.0 to +10.0, which "
             "includes 0: it may be chance)",
         ),
@@ -125,8 +125,19 @@ def test_the_verdict_says_by_how_much_and_whether_it_may_be_chance(raw, untraine
     assert text in worth.verdict(given)
 
 
+def test_two_images_give_no_verdict_however_sure_their_interval_looks():
+    labels, groups = np.array([0, 1]), ["p", "q"]
+    sure = lesion_bootstrap(labels, labels, 1 - labels, groups, seed=0)
+    assert sure == Difference(1, 1, 1, 2)
+    text = worth.verdict([row(worth.TEACHER), row(worth.RAW, sure), row(worth.UNTRAINED, sure)])
+    assert text.endswith(
+        "So it is not shown to be worth distilling from: 2 lesions, patients or images are too few "
+        "for such intervals."
+    )
+
+
 def test_the_verdict_is_about_the_linear_probe_on_the_last_split():
-    bad, good = Difference(-0.1, -0.2, -0.05), Difference(0.1, 0.05, 0.2)
+    bad, good = Difference(-0.1, -0.2, -0.05, 20), Difference(0.1, 0.05, 0.2, 20)
     rows = [row(worth.RAW, bad), row(worth.RAW, bad, "knn", "test"),
             row(worth.RAW, good, "linear", "test")]  # fmt: skip
     assert worth.verdict(rows).startswith("On test (2 images, linear probe) the teacher is better")

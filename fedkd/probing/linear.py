@@ -56,11 +56,13 @@ class Difference:
         value: On the examples as they are.
         low: Lower bound of the 95 % interval.
         high: Upper bound.
+        num_groups: How many groups were drawn from; of few, the interval is too narrow.
     """
 
     value: float
     low: float
     high: float
+    num_groups: int
 
 
 def linear_probe(
@@ -176,7 +178,7 @@ def lesion_bootstrap(
     values = _mean_recall(drawn @ gains, drawn @ examples)
     value = _mean_recall(gains.sum(0, keepdims=True), examples.sum(0, keepdims=True))[0]
     low, high = np.quantile(values, (0.025, 0.975))
-    return Difference(float(value), float(low), float(high))
+    return Difference(float(value), float(low), float(high), len(names))
 
 
 def _mean_recall(gains: Floats, examples: Floats) -> Floats:

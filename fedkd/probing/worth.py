@@ -22,6 +22,9 @@ from fedkd.teachers.frozen import Teacher
 TEACHER, RAW, UNTRAINED = "teacher", "raw 16x16 pixels", "untrained network"
 """Kinds of features: the teacher's and its controls'."""
 METHODS = ("knn", "linear")
+MIN_GROUPS = 20
+"""Lesions, patients or single images below which no verdict is given (our choice): two of two that
+the teacher alone gets right have an interval from +100 to +100 points."""
 
 Split = Literal["val", "test"]
 FeaturesOf = Mapping[str, Mapping[str, Features]]
@@ -134,15 +137,19 @@ def judge(splits: Splits, features: FeaturesOf, reader: Reader, seed: int) -> li
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """In words, by the linear probe on the last split: is the teacher better, and surely so?"""
+    """In words, by the linear probe on the last split: is the teacher better, and surely so?
+
+    Below ``MIN_GROUPS`` lesions, patients or images the answer is that nothing is shown.
+    """
     last: list[Row] = [
         row for row in rows if row.method == "linear" and row.split == rows[-1].split
     ]
-    texts, sure = [], []
+    texts, sure, num_groups = [], [], 0
     for row in last:
         if row.minus is None:
             continue
         value, low, high = (100 * x for x in (row.minus.value, row.minus.low, row.minus.high))
+        num_groups = row.minus.num_groups
         word = "better" if value > 0 else "worse" if value < 0 else "neither better nor worse"
         by = f"by {abs(value):.1f} points of balanced accuracy " if value else ""
         includes = low <= 0 <= high
@@ -151,7 +158,12 @@ def verdict(rows: Sequence[Row]) -> str:
             f"{word} than {row.features} {by}(95 % interval {low:+.1f} to {high:+.1f}, which "
             f"{'includes 0: it may be chance' if includes else 'does not include 0'})"
         )
-    if all(one == 1 for one in sure):
+    if num_groups < MIN_GROUPS:
+        answer = (
+            f"not shown to be worth distilling from: {num_groups} lesions, patients or images are "
+            "too few for such intervals"
+        )
+    elif all(one == 1 for one in sure):
         answer = "worth distilling from, by this probe"
     elif -1 in sure:
         answer = "not worth distilling from, by this probe"
