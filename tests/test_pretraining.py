@@ -3,18 +3,25 @@
 import hashlib
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedkd import config
+from fedkd.data.catalog import load_splits
+from fedkd.data.images import Splits
+from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.errors import ConfigError, TeacherError
 from fedkd.pretraining import training
 from fedkd.pretraining.config import PretrainConfig
 from fedkd.pretraining.pretrain import pretrain
+from fedkd.probing import worth
+from fedkd.probing.controls import Reader
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.stored import load_pretrained
+from server.probe_commands import probed_recipe
 
 TINY = {
     "name": "tiny", "seed": 5, "num_images": 16, "source_size": 16, "view_size": 8,
@@ -152,17 +159,41 @@ def test_torchvision_architectures_are_trained_and_open(tmp_path):
 def test_probe_looks_at_val_every_so_often_changes_no_weight_and_stands_in_the_card(tmp_path):
     plain = pretrain(recipe(precision="float32"), tmp_path)
     settings = recipe(precision="float32", probe={"data": LESIONS, "every": 2})
-    told = []
-    path = pretrain(settings, tmp_path / "probed", lambda *args: told.append(args))
+    path = pretrain(settings, tmp_path / "probed")
     assert sha256(path) == sha256(plain)
     history = card_of(path)["probe_history"]
     assert (history["data"], history["size"]) == ("lesions", 16)
     assert [row["step"] for row in history["rows"]] == [2, 4]
-    assert set(history["rows"][0]) == {"step", "knn_balanced_accuracy"}
-    assert {"linear_balanced_accuracy", "linear_macro_auroc"} < set(history["rows"][1])
-    shown = [values.get("knn_balanced_accuracy") for _, _, values in told]
-    assert shown == [None, history["rows"][0]["knn_balanced_accuracy"], None, None]
+    knn = {"knn_balanced_accuracy", "knn_macro_auroc"}
+    assert set(history["rows"][0]) == {"step", *knn}
+    linear = {"linear_balanced_accuracy", "linear_macro_auroc"}
+    assert set(history["rows"][1]) == {"step", *knn, *linear}
     assert "probe_history" not in card_of(plain)
+
+
+def test_the_last_probe_is_what_fedkd_probe_says_of_the_file(tmp_path):
+    path = pretrain(recipe(probe={"data": LESIONS}), tmp_path)
+    made = probed_recipe(
+        str(path), "lesions", [f"{k}={v}" for k, v in LESIONS.items() if k != "name"]
+    )
+    splits, teacher = load_splits(made.data), open_teacher(made.teacher)
+    reader = Reader(torch.device("cpu"), 256, lambda *_: None)
+    read = worth.read_features(made.teacher, teacher, splits, reader, 0, with_test=False)
+    for row in worth.judge(splits, read, reader, 0):
+        if row.features == worth.TEACHER:
+            last = card_of(path)["probe_history"]["rows"][-1]
+            expected = last[f"{row.method}_balanced_accuracy"]
+            assert row.scores.balanced_accuracy == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_probe_of_val_images_of_one_class_leaves_valid_json(tmp_path, monkeypatch):
+    splits = load_splits(config.build(LesionsConfig, LESIONS))
+    val = splits.val.subset(np.flatnonzero(splits.val.labels == 0))
+    one = Splits(splits.train, val, splits.test)
+    monkeypatch.setattr("fedkd.pretraining.probing.load_splits", lambda _: one)
+    rows = card_of(pretrain(recipe(probe={"data": LESIONS}), tmp_path))["probe_history"]["rows"]
+    assert rows[0]["knn_macro_auroc"] is None
+    assert rows[0]["linear_macro_auroc"] is None
 
 
 def test_probe_history_survives_an_interruption(tmp_path):

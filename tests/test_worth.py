@@ -162,6 +162,12 @@ def test_features_are_read_of_all_three_kinds():
     assert not np.allclose(read[worth.TEACHER]["val"], read[worth.UNTRAINED]["val"])
 
 
+def test_a_data_set_without_val_images_is_refused():
+    splits = Splits(SPLITS.train, SPLITS.val.subset([]), SPLITS.test)
+    with pytest.raises(DataError, match="there is no val image, on which a probe is scored"):
+        worth.check(splits)
+
+
 def test_training_images_of_one_class_are_refused():
     splits = Splits(SPLITS.train.subset(range(20)), SPLITS.val, SPLITS.test)
     assert CLASSES[0] == "a"

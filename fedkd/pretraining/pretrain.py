@@ -26,7 +26,7 @@ from fedkd.pretraining.images import (
     read_images,
 )
 from fedkd.pretraining.momentum import MomentumContrast, new_queue
-from fedkd.pretraining.probing import NEIGHBOURS, ValProbe
+from fedkd.pretraining.probing import ValProbe
 from fedkd.pretraining.simclr import SimCLR, random_views
 from fedkd.pretraining.statistics import measure_statistics
 from fedkd.pretraining.training import Checkpoint, Position, make_optimizer, train
@@ -56,8 +56,7 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     Args:
         config: The recipe.
         out_dir: Folder, made if it is missing.
-        progress: Told steps done, all steps and values to show: the loss, images_per_s and, after
-            a probe, its balanced accuracy.
+        progress: Told steps done, all steps and values to show: the loss and images_per_s.
 
     Returns:
         The path of the weights.
@@ -93,10 +92,11 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
         values = {"loss": loss}
         values["images_per_s"] = (step - first) * config.batch_size / max(now - began, 1e-9)
         if probe and config.probe.every and step % config.probe.every == 0 and step < config.steps:
-            found = probe.neighbours(learner.backbone)
-            logger.info("step %d: kNN balanced accuracy %.3f on val", step, *found.values())
+            found = probe.scores(learner.backbone, ["knn"])
+            logger.info(
+                "step %d: kNN balanced accuracy %.3f on val", step, found["knn_balanced_accuracy"]
+            )
             position.history.append({"step": step, **found})
-            values |= found
         if progress:
             progress(step, config.steps, values)
         position.step, position.seconds = step, before + time.monotonic() - began
@@ -110,7 +110,7 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     logger.info("measuring BatchNorm statistics at %d px ...", config.reading_size)
     measure_statistics(backbone, head, images, config)
     if probe:
-        position.history.append({"step": config.steps, **probe.everything(backbone)})
+        position.history.append({"step": config.steps, **probe.scores(backbone)})
     position.seconds = before + time.monotonic() - began
     teacher = StoredTeacher(
         config.architecture,
@@ -202,7 +202,6 @@ def _card(
             "data": config.probe.data.name,
             "split": "val, on which the linear probe's strength was chosen, too",
             "size": config.reading_size,
-            "neighbours": NEIGHBOURS,
             "rows": position.history,
         }
     return card

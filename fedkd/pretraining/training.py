@@ -30,7 +30,7 @@ class Position:
 
     step: int = 0
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
 
 
 def make_optimizer(learner: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:

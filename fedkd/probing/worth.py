@@ -21,7 +21,8 @@ from fedkd.teachers.frozen import Teacher
 
 TEACHER, RAW, UNTRAINED = "teacher", "raw 16x16 pixels", "untrained network"
 """Kinds of features: the teacher's and its controls'."""
-METHODS = ("knn", "linear")
+Method = Literal["knn", "linear"]
+METHODS: tuple[Method, ...] = ("knn", "linear")
 MIN_GROUPS = 20
 """Lesions, patients or single images below which no verdict is given (our choice): two of two that
 the teacher alone gets right have an interval from +100 to +100 points."""
@@ -47,7 +48,7 @@ class Row:
     """
 
     features: str
-    method: str
+    method: Method
     split: Split
     strength: float | None
     scores: Evaluation
@@ -93,7 +94,26 @@ def read_features(
     }
 
 
-def judge(splits: Splits, features: FeaturesOf, reader: Reader, seed: int) -> list[Row]:
+def check(splits: Splits) -> None:
+    """Refuse images that no probe can be made of (DataError)."""
+    train = splits.train
+    if len(np.unique(train.labels)) < 2:
+        what = f"of class {train.class_names[train.labels[0]]!r}" if len(train) else "none"
+        raise DataError(
+            f"all {len(train)} training images are {what}; a probe needs images of two "
+            "classes at least: choose another data set or split"
+        )
+    if not len(splits.val):
+        raise DataError("there is no val image, on which a probe is scored: choose another split")
+
+
+def judge(
+    splits: Splits,
+    features: FeaturesOf,
+    reader: Reader,
+    seed: int,
+    methods: Sequence[Method] = METHODS,
+) -> list[Row]:
     """Rows of all features, methods and splits that have features, with their differences.
 
     kNN takes cosines of features minus the mean training feature (our choice: raw pixels, and
@@ -102,18 +122,12 @@ def judge(splits: Splits, features: FeaturesOf, reader: Reader, seed: int) -> li
     strength on val. A class without a training image is never predicted.
 
     Raises:
-        DataError: If the training images are of one class.
+        DataError: As :func:`check` says.
     """
-    train = splits.train
-    if len(np.unique(train.labels)) < 2:
-        name = train.class_names[train.labels[0]]
-        raise DataError(
-            f"all {len(train)} training images are of class {name!r}; a probe needs images of two "
-            "classes at least: choose another data set or split"
-        )
-    rows: dict[tuple[str, str, Split], Row] = {}
+    check(splits)
+    rows: dict[tuple[str, Method, Split], Row] = {}
     for kind, own in features.items():
-        for method in METHODS:
+        for method in methods:
             probabilities, strength = (_knn if method == "knn" else _linear)(
                 splits, own, reader, f"{method}: {kind}"
             )
@@ -235,7 +249,7 @@ def _scored(own: Mapping[str, Features]) -> tuple[Split, ...]:
 def _row(
     splits: Splits,
     kind: str,
-    method: str,
+    method: Method,
     split: Split,
     strength: float | None,
     probabilities: Floats,
