@@ -65,8 +65,9 @@ class MoCo(Stateless):
         self._draws = seeding.generator(self._seed, "moco-views", *keys)
         if self._queue is None:
             generator = seeding.generator(self._seed, "moco-queue", self._partition_id)
-            num_keys = min(self._config.queue_size, max(len(loader) // 2, 1))
-            self._queue = new_queue(num_keys, MOCO_PROJECTION, generator)
+            self._queue = new_queue(
+                self._config.queue_size, len(loader), MOCO_PROJECTION, generator
+            )
         self._queue = self._queue.to(loader.device, loader.dtype)
         return {}
 

@@ -30,7 +30,7 @@ def test_loss_of_orthogonal_keys_is_written_out_by_hand():
 
 def test_loss_ignores_lengths_and_gives_the_key_no_gradient():
     query, key = draws(3, 4, key=1).requires_grad_(), draws(3, 4, key=2).requires_grad_()
-    queue = new_queue(5, 4, seeding.generator(0, "queue"))
+    queue = new_queue(5, 99, 4, seeding.generator(0, "queue"))
     loss = queue_nt_xent(query, key, queue, 0.2)
     torch.testing.assert_close(loss, queue_nt_xent(100 * query, key / 100, queue, 0.2))
     loss.sum().backward()
@@ -74,7 +74,7 @@ def learner(momentum=0.9):
     return MomentumContrast(
         backbone,
         head,
-        new_queue(8, 3, seeding.generator(0, "queue")),
+        new_queue(8, 99, 3, seeding.generator(0, "queue")),
         momentum=momentum,
         temperature=0.2,
         bfloat16=False,

@@ -146,6 +146,17 @@ def test_moco_writes_a_teacher_with_a_plain_head_that_opens(tmp_path):
     assert (card["config"]["method"], card["licence"]) == ("moco_v2", "Apache-2.0")
 
 
+def test_a_queue_is_at_most_half_as_long_as_there_are_images(tmp_path, caplog):
+    caplog.set_level("INFO")
+    pretrain(recipe(method="moco_v2", queue_size=4096), tmp_path)
+    assert "queue: 8 keys" in caplog.text
+
+
+def test_a_batch_larger_than_the_images_is_warned_of(tmp_path, caplog):
+    pretrain(recipe(batch_size=20), tmp_path)
+    assert "batch_size is 20, but there are 16 images" in caplog.text
+
+
 def test_torchvision_architectures_are_trained_and_open(tmp_path):
     path = pretrain(
         recipe(architecture="resnet18", method="moco_v2", batch_size=4, steps=1, warm_up_steps=0),
@@ -211,6 +222,7 @@ def test_card_says_how_many_images_and_their_hash_but_no_place(tmp_path):
     assert len(card["images_sha256"]) == 64
     assert card["licence"] == "that of your images"
     assert card["config"]["images"]["data"]["num_train"] == 60
+    assert "num_images" not in card["config"]
     assert card["device"] == "cpu"
     assert card["seconds"] > 0
 

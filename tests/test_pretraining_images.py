@@ -117,6 +117,31 @@ def test_a_torchvision_set_that_is_not_there_says_where_its_files_belong(small, 
         read_images(recipe(small))
 
 
+def test_a_link_to_nothing_among_torchvisions_files_is_no_matter(small, tmp_path):
+    (tmp_path / "small-files").mkdir()
+    (tmp_path / "small-files" / "levels").write_text("7\n8\n")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert len(read_images(recipe(small))) == 2
+
+
+@pytest.mark.parametrize("name", ["VisionDataset", "FakeData"])
+def test_what_torchvision_cannot_count_is_refused(tmp_path, name):
+    source = {"source": "torchvision", "torchvision": name, "folder": str(tmp_path)}
+    with pytest.raises(DataError, match=f"torchvision cannot open {name} in "):
+        read_images(recipe(source))
+
+
+def test_a_broken_image_of_torchvision_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    picture(1).save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.png").write_bytes(b"no png")
+    source = {"source": "torchvision", "torchvision": "ImageFolder", "folder": str(tmp_path)}
+    with pytest.raises(
+        DataError, match=r"torchvision cannot read image 1 of ImageFolder: .*2\.png"
+    ):
+        read_images(recipe(source))
+
+
 def test_cifar10_that_is_not_there_says_where_its_files_belong(tmp_path):
     source = {"source": "torchvision", "torchvision": "CIFAR10", "folder": str(tmp_path)}
     with pytest.raises(DataError, match=r"files belong in .*/cifar-10-batches-py, where"):

@@ -105,8 +105,8 @@ class PretrainConfig(Section):
     """adamw, or sgd with momentum 0.9, for which the MoCo authors have learning_rate 0.03 at a
     batch of 256 and weight_decay 1e-4."""
     queue_size: int = Field(default=4096, ge=1)
-    """Keys in the queue of moco_v2; fewer than there are images. The authors' 65,536 are for the
-    1.28 million images of ImageNet."""
+    """Keys in the queue of moco_v2; at most half as many as there are images. The authors' 65,536
+    are for the 1.28 million images of ImageNet."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
     """Of the slowly moving encoder of moco_v2; 0.99 for a few hundred steps."""
     images: ImagesConfig = ImagesConfig()
@@ -134,8 +134,9 @@ class PretrainConfig(Section):
     def record(self) -> dict[str, Any]:
         """What the weights depend on, without places on this machine, for card and checkpoint.
 
-        Keys that came later are left out where they have their default: a recipe that is older than
-        they are gives the file that it always gave.
+        ``num_images`` is there for procedural images alone. Keys that came later are left out where
+        they have their default: a recipe that is older than they are gives the file that it always
+        gave.
         """
         values = self.model_dump(
             mode="json",
@@ -147,6 +148,8 @@ class PretrainConfig(Section):
             },
             exclude_none=True,
         )
+        if self.images.source != "dead_leaves":
+            del values["num_images"]
         return {
             key: value
             for key, value in values.items()

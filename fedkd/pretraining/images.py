@@ -144,6 +144,7 @@ def _read_torchvision(root: Path, name: str, size: int) -> Pixels:
     arguments = {key: value for key, value in choices.items() if key in accepted}
     try:
         data = open_set(str(root), **arguments)
+        len(data)  # which some that are no data set of images cannot say
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         place = root / getattr(kind, "base_folder", "")
         raise DataError(
@@ -151,7 +152,8 @@ def _read_torchvision(root: Path, name: str, size: int) -> Pixels:
             f"files belong in {place}, where torchvision.datasets.{name}({str(root)!r}, "
             "download=True) puts them on a machine that is online"
         ) from None
-    stats = [(p.relative_to(root).as_posix(), p.stat()) for p in sorted(root.rglob("*"))]
+    there = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    stats = [(path.relative_to(root).as_posix(), path.stat()) for path in there]
     found = "".join(f"{path}\0{s.st_size}\0{s.st_mtime_ns}\n" for path, s in stats)
     key = f"version 1 pillow {PIL.__version__} {name} {size} {root.resolve()} {found}"
     return load_or_build("torchvision", key, lambda: _decode(data, name, size)).train.images
@@ -164,7 +166,12 @@ def _decode(data: torchvision.datasets.VisionDataset, name: str, size: int) -> S
     )
     last = time.monotonic()
     for row in range(len(data)):
-        picture = data[row][0]
+        try:
+            picture = data[row][0]
+        except Exception as error:  # each data set raises its own
+            raise DataError(
+                f"torchvision cannot read image {row} of {name}: {error}; repair or remove its file"
+            ) from None
         if not isinstance(picture, Image.Image):
             raise DataError(
                 f"images.torchvision is {name}, whose examples are {type(picture).__name__}, not "

@@ -32,8 +32,13 @@ def queue_nt_xent(query: Tensor, key: Tensor, queue: Tensor, temperature: float)
                            reduction="none")  # fmt: skip
 
 
-def new_queue(num_keys: int, dim: int, generator: torch.Generator) -> Tensor:
-    """A queue of random keys of unit length, float (num_keys, dim)."""
+def new_queue(wanted: int, num_images: int, dim: int, generator: torch.Generator) -> Tensor:
+    """A queue of random keys of unit length, float (num_keys, dim).
+
+    Of as many keys as are wanted, but at most half as many as there are images: an image's own key
+    of the epoch before would be among its negatives otherwise (our choice).
+    """
+    num_keys = min(wanted, max(num_images // 2, 1))
     return F.normalize(torch.randn(num_keys, dim, generator=generator), dim=1)
 
 

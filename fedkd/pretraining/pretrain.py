@@ -69,7 +69,14 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     logger.info("images: %s ...", describe(config.images))
     images = read_images(config)
     images_sha256 = content_hash(images)
-    learner, num_features = _make_learner(config, device)
+    if config.method == "simclr" and config.batch_size > len(images):
+        logger.warning(
+            "batch_size is %d, but there are %d images: a step meets an image several times and "
+            "takes it for others; a smaller batch suits them better",
+            config.batch_size,
+            len(images),
+        )
+    learner, num_features = _make_learner(config, len(images), device)
     optimizer = make_optimizer(learner, config)
     out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(checkpoint_path(config, out_dir), config.record(), images_sha256)
@@ -132,7 +139,9 @@ def checkpoint_path(config: PretrainConfig, out_dir: Path) -> Path:
     return out_dir / f"{config.name}.checkpoint.pt"
 
 
-def _make_learner(config: PretrainConfig, device: torch.device) -> tuple[Learner, int]:
+def _make_learner(
+    config: PretrainConfig, num_images: int, device: torch.device
+) -> tuple[Learner, int]:
     """What is trained, with its first weights, and the width of the backbone's features."""
     kind: HeadName = "batchnorm" if config.method == "simclr" else "plain"
     with seeding.isolated(config.seed, "pretrain"):
@@ -144,8 +153,12 @@ def _make_learner(config: PretrainConfig, device: torch.device) -> tuple[Learner
     if config.method == "simclr":
         return SimCLR(backbone, head, config.temperature, bfloat16).to(device), num_features
     queue = new_queue(
-        config.queue_size, config.num_outputs, seeding.generator(config.seed, "pretrain-queue")
+        config.queue_size,
+        num_images,
+        config.num_outputs,
+        seeding.generator(config.seed, "pretrain-queue"),
     )
+    logger.info("queue: %d keys", len(queue))
     learner = MomentumContrast(
         backbone,
         head,
