@@ -234,7 +234,13 @@ def test_a_recipe_that_is_older_than_the_keys_records_what_it_always_did():
         "warm_up_steps", "batch_size", "temperature", "learning_rate", "weight_decay", "precision",
         "num_hidden", "num_outputs", "statistics_batches",
     ]  # fmt: skip
-    assert PretrainConfig(momentum=0.99).record()["momentum"] == 0.99
+    assert PretrainConfig(momentum=0.999).record()["momentum"] == 0.999
+
+
+def test_moco_has_a_learning_rate_of_its_own_unless_one_is_given():
+    assert PretrainConfig().learning_rate == 4e-3
+    assert PretrainConfig(method="moco_v2").record()["learning_rate"] == 1e-3
+    assert PretrainConfig(method="moco_v2", learning_rate=0.03).learning_rate == 0.03
 
 
 def test_an_unknown_device_is_refused(tmp_path):

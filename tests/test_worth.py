@@ -1,5 +1,7 @@
 """Is a teacher worth distilling from: rows, differences and the verdict."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -162,17 +164,21 @@ def test_features_are_read_of_all_three_kinds():
     assert not np.allclose(read[worth.TEACHER]["val"], read[worth.UNTRAINED]["val"])
 
 
-def test_a_data_set_without_val_images_is_refused():
-    splits = Splits(SPLITS.train, SPLITS.val.subset([]), SPLITS.test)
-    with pytest.raises(DataError, match="there is no val image, on which a probe is scored"):
-        worth.check(splits)
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_an_empty_split_is_refused_if_it_is_read(name):
+    none = getattr(SPLITS, name).subset([])
+    splits = dataclasses.replace(SPLITS, **{name: none})
+    with pytest.raises(DataError, match=f"the {name} split is empty, which a probe needs"):
+        worth.check(splits, ["val", "test"])
+    if name == "test":
+        worth.check(splits, ["val"])
 
 
 def test_training_images_of_one_class_are_refused():
     splits = Splits(SPLITS.train.subset(range(20)), SPLITS.val, SPLITS.test)
     assert CLASSES[0] == "a"
     with pytest.raises(DataError) as caught:
-        worth.judge(splits, all_features("val"), READER, seed=0)
+        worth.check(splits, ["val"])
     assert str(caught.value) == (
         "all 20 training images are of class 'a'; a probe needs images of two classes at least: "
         "choose another data set or split"

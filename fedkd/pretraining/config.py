@@ -84,7 +84,8 @@ class PretrainConfig(Section):
     temperature: float = Field(default=0.2, gt=0)
     """Temperature of the contrastive loss."""
     learning_rate: float = Field(default=4e-3, gt=0)
-    """Highest step size of the optimiser; it falls to 0 along a cosine."""
+    """Highest step size of the optimiser; it falls to 0 along a cosine. Of moco_v2 the default is
+    1e-3: its keys are those of earlier weights, which must not be too far away."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """Of adamw, decoupled; of sgd, added to the gradient."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -107,8 +108,9 @@ class PretrainConfig(Section):
     queue_size: int = Field(default=4096, ge=1)
     """Keys in the queue of moco_v2; at most half as many as there are images. The authors' 65,536
     are for the 1.28 million images of ImageNet."""
-    momentum: float = Field(default=0.999, ge=0, lt=1)
-    """Of the slowly moving encoder of moco_v2; 0.99 for a few hundred steps."""
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    """Of the slowly moving encoder of moco_v2. The authors' 0.999 is for a million steps: after the
+    480 of the default the encoder would still be its random weights to 62 %."""
     images: ImagesConfig = ImagesConfig()
     """Where the images come from."""
     probe: ProbeConfig = ProbeConfig()
@@ -118,6 +120,11 @@ class PretrainConfig(Section):
     means after every step."""
     device: str = "auto"
     """auto (the GPU if there is one), cpu, cuda, cuda:1 ..."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_method(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"learning_rate": 1e-3, **given} if given.get("method") == "moco_v2" else given
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -28,13 +28,13 @@ class ValProbe:
         size: Side in px at which the teacher reads.
 
     Raises:
-        DataError: No val image, or training images of one class.
+        DataError: No train or val image, or training images of one class.
     """
 
     def __init__(self, config: ProbeConfig, size: int) -> None:
         assert config.data is not None
         self._splits, self._size = load_splits(config.data), size
-        worth.check(self._splits)
+        worth.check(self._splits, ["val"])
         self._spoke = time.monotonic()
 
     def scores(

@@ -74,12 +74,15 @@ def read_features(
         seed: Of the untrained network, whose BatchNorm statistics are then measured on training
             images (our choice: whatever a random network can give on these images).
         with_test: Read the test split, too.
+
+    Raises:
+        DataError: As :func:`check` says.
     """
+    names = ("train", "val", "test") if with_test else ("train", "val")
+    check(splits, names[1:])
     random = untrained(config, teacher, seed).to(memory_format=torch.channels_last)
     reader.measure_batchnorm(random, splits.train, seed)
-    images = {"train": splits.train, "val": splits.val}
-    if with_test:
-        images["test"] = splits.test
+    images: dict[str, LabelledImages] = {name: getattr(splits, name) for name in names}
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
         TEACHER: teacher.features,
         RAW: raw_pixels,
@@ -94,17 +97,23 @@ def read_features(
     }
 
 
-def check(splits: Splits) -> None:
-    """Refuse images that no probe can be made of (DataError)."""
+def check(splits: Splits, scored: Sequence[str]) -> None:
+    """Refuse images that no probe can be made of, or scored on (DataError).
+
+    Args:
+        splits: The images.
+        scored: Names of the splits that features are scored on.
+    """
     train = splits.train
+    for name in ("train", *scored):
+        if not len(getattr(splits, name)):
+            raise DataError(f"the {name} split is empty, which a probe needs: choose another one")
     if len(np.unique(train.labels)) < 2:
-        what = f"of class {train.class_names[train.labels[0]]!r}" if len(train) else "none"
+        name = train.class_names[train.labels[0]]
         raise DataError(
-            f"all {len(train)} training images are {what}; a probe needs images of two "
+            f"all {len(train)} training images are of class {name!r}; a probe needs images of two "
             "classes at least: choose another data set or split"
         )
-    if not len(splits.val):
-        raise DataError("there is no val image, on which a probe is scored: choose another split")
 
 
 def judge(
@@ -120,11 +129,7 @@ def judge(
     features that are never negative, else all point the same way), with the defaults of
     :func:`knn_probabilities`; nothing is chosen on val for it. The linear probe chooses its
     strength on val. A class without a training image is never predicted.
-
-    Raises:
-        DataError: As :func:`check` says.
     """
-    check(splits)
     rows: dict[tuple[str, Method, Split], Row] = {}
     for kind, own in features.items():
         for method in methods:
