@@ -93,8 +93,8 @@ def test_another_recipe_does_not_go_on(tmp_path):
         pretrain(recipe(), tmp_path, interrupt_at(2))
     text = (
         r"the unfinished pre-training .*tiny\.checkpoint\.pt is another one \(batch_size was "
-        r"8, is 4; method was default, is moco_v2\); finish it with its own config, "
-        "choose another name, or delete it"
+        r"8, is 4; learning_rate was 0.004, is 0.001; method was default, is moco_v2\); "
+        "finish it with its own config, choose another name, or delete it"
     )
     with pytest.raises(TeacherError, match=text):
         pretrain(recipe(batch_size=4, method="moco_v2"), tmp_path)
@@ -106,6 +106,22 @@ def test_other_images_do_not_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("fedkd.pretraining.pretrain.content_hash", lambda images: "other")
     with pytest.raises(TeacherError, match=r"images \(their content\) was [0-9a-f]{64}, is other"):
         pretrain(recipe(), tmp_path)
+
+
+def test_a_checkpoint_of_other_contents_is_refused(tmp_path):
+    path = tmp_path / "tiny.checkpoint.pt"
+    for content in ({"identity": "[1]"}, {"identity": "{}"}, [1]):
+        torch.save(content, path)
+        with pytest.raises(
+            TeacherError, match=r"cannot read the checkpoint .*; delete it to start"
+        ):
+            pretrain(recipe(), tmp_path)
+
+
+def test_a_teacher_that_will_be_replaced_is_warned_of(tmp_path, caplog):
+    (tmp_path / "tiny.safetensors").write_bytes(b"of last night")
+    pretrain(recipe(), tmp_path)
+    assert "tiny.safetensors is there already; it will be replaced at the end" in caplog.text
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -234,7 +250,7 @@ def test_a_recipe_that_is_older_than_the_keys_records_what_it_always_did():
         "warm_up_steps", "batch_size", "temperature", "learning_rate", "weight_decay", "precision",
         "num_hidden", "num_outputs", "statistics_batches",
     ]  # fmt: skip
-    assert PretrainConfig(momentum=0.999).record()["momentum"] == 0.999
+    assert PretrainConfig(momentum=0.99).record()["momentum"] == 0.99
 
 
 def test_moco_has_a_learning_rate_of_its_own_unless_one_is_given():

@@ -108,9 +108,9 @@ class PretrainConfig(Section):
     queue_size: int = Field(default=4096, ge=1)
     """Keys in the queue of moco_v2; at most half as many as there are images. The authors' 65,536
     are for the 1.28 million images of ImageNet."""
-    momentum: float = Field(default=0.99, ge=0, lt=1)
-    """Of the slowly moving encoder of moco_v2. The authors' 0.999 is for a million steps: after the
-    480 of the default the encoder would still be its random weights to 62 %."""
+    momentum: float = Field(default=0.999, ge=0, lt=1)
+    """Of the slowly moving encoder of moco_v2. Below 0.99 all embeddings may move together, as the
+    keys of the queue then differ by their age alone; the loss is small and nothing is learned."""
     images: ImagesConfig = ImagesConfig()
     """Where the images come from."""
     probe: ProbeConfig = ProbeConfig()

@@ -79,6 +79,9 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     learner, num_features = _make_learner(config, len(images), device)
     optimizer = make_optimizer(learner, config)
     out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / f"{config.name}.safetensors"
+    if path.exists():
+        logger.warning("%s is there already; it will be replaced at the end", path)
     checkpoint = Checkpoint(checkpoint_path(config, out_dir), config.record(), images_sha256)
     position = checkpoint.load(learner, optimizer)
     first, before, began = position.step, position.seconds, time.monotonic()
@@ -127,7 +130,6 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
         MEAN,
         STD,
     )
-    path = out_dir / f"{config.name}.safetensors"
     card = _card(config, teacher, images, images_sha256, position)
     write_teacher(path, teacher, _metadata(config), {**card, "device": str(device)})
     checkpoint.remove()

@@ -130,7 +130,9 @@ class Checkpoint:
             return Position()
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            identity = json.loads(content["identity"])
+            identity = dict(json.loads(content["identity"]))
+            states = content["learner"], content["optimizer"]
+            position = Position(**content["position"])
         except Exception as error:  # what damaged files raise in torch is not documented
             raise TeacherError(
                 f"cannot read the checkpoint {self.path} ({type(error).__name__}); delete it to "
@@ -146,9 +148,8 @@ class Checkpoint:
                 f"the unfinished pre-training {self.path} is another one ({'; '.join(keys)}); "
                 "finish it with its own config, choose another name, or delete it to start anew"
             )
-        learner.load_state_dict(content["learner"])
-        optimizer.load_state_dict(content["optimizer"])
-        position = Position(**content["position"])
+        learner.load_state_dict(states[0])
+        optimizer.load_state_dict(states[1])
         logger.info("going on after step %d, from %s", position.step, self.path)
         return position
 
