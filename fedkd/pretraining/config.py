@@ -99,7 +99,9 @@ class PretrainConfig(Section):
     method: Literal["simclr", "moco_v2"] = "simclr"
     """simclr (two views of an image agree, the other images of the batch do not) or moco_v2 (the
     others are a queue of keys from a slowly moving encoder: cheaper by a third, and content with
-    small batches)."""
+    small batches, but slower to learn: 90 steps of 128 on HAM10000 at 32 px take simclr from a
+    chance loss of 6.24 to 5.30, measured among 512 fresh keys, moco_v2 in 150 to 5.96 at best). The
+    loss of moco_v2 may rise while it learns, as the keys of its queue become alike in age."""
     architecture: Literal["resnet10", "resnet18", "resnet50"] = "resnet10"
     """Network; resnet10 suits 28 to 64 px, the others, which are torchvision's, 64 px and more."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
