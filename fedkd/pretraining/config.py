@@ -111,8 +111,9 @@ class PretrainConfig(Section):
     """Keys in the queue of moco_v2; at most half as many as there are images. The authors' 65,536
     are for the 1.28 million images of ImageNet."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
-    """Of the slowly moving encoder of moco_v2. Below 0.99 all embeddings may move together, as the
-    keys of the queue then differ by their age alone; the loss is small and nothing is learned."""
+    """Of the slowly moving encoder of moco_v2; 0.99 for a few hundred steps. Below that all
+    embeddings may move together, as the keys of the queue then differ by their age alone; the loss
+    is small and nothing is learned (seen at 0.9)."""
     images: ImagesConfig = ImagesConfig()
     """Where the images come from."""
     probe: ProbeConfig = ProbeConfig()
