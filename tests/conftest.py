@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
-from server import simulate
+from server import plots, probe_plot, simulate
 
 CLASSES = ("a", "b", "c", "d")
 SITES = ("north", "south", "west")
@@ -183,3 +184,17 @@ def realdata():
         if (folder / "ham10000" / "metadata.csv").is_file():
             return folder
     pytest.skip(f"no ham10000/metadata.csv in {' or '.join(map(str, folders))}; set FEDKD_DATA")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures instead of their files, laid out as there."""
+    figures = []
+
+    def keep(figure, path):
+        FigureCanvasAgg(figure).draw()
+        figures.append(figure)
+
+    for module in (plots, probe_plot):
+        monkeypatch.setattr(module, "write_figure", keep)
+    return figures

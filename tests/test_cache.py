@@ -162,7 +162,7 @@ def test_store_with_another_time_is_checked_and_used(tmp_path):
 
 def test_untouched_store_is_opened_without_reading_its_pixels(tmp_path, monkeypatch):
     load_or_build("toy", "key", Builder(), tmp_path)
-    monkeypatch.setattr(cache, "_sha256", lambda _: pytest.fail("reads all pixels"))
+    monkeypatch.setattr(cache, "hash_file", lambda _: pytest.fail("reads all pixels"))
     load_or_build("toy", "key", Builder(), tmp_path)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd import seeding
+from fedkd import files, seeding
 from fedkd.data.augment import AugmentationConfig, augment_, dihedral_view, dihedral_views, draw
 from fedkd.data.images import LabelledImages
 from fedkd.data.loading import Loader
@@ -234,11 +234,11 @@ def test_a_second_process_waits_and_reads(default, tmp_path, monkeypatch):
     # Here nothing is computed, and the other goes on when this one has said that it waits.
     monkeypatch.setattr(features, "features_of", None)
 
-    def info(text, *_):
-        if text.startswith("another process is computing"):
+    def info(text, *values):
+        if (text % values).startswith("another process is computing"):
             go_on.set()
 
-    monkeypatch.setattr(features, "logger", SimpleNamespace(info=info))
+    monkeypatch.setattr(files, "logger", SimpleNamespace(info=info))
     (kept,) = keep(default, [loader_of(images_of(num=4))], tmp_path)
     process.join()
     assert go_on.is_set()

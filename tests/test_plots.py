@@ -4,7 +4,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -35,19 +34,6 @@ def some_counts(num_clients, num_classes=8):
     counts = np.random.default_rng(0).integers(0, 30, (num_clients, num_classes)) ** 2
     counts[:, 0] += 1
     return counts.astype(np.int64)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures instead of their files, laid out as there."""
-    figures = []
-
-    def keep(figure, path):
-        FigureCanvasAgg(figure).draw()
-        figures.append(figure)
-
-    monkeypatch.setattr(plots, "write_figure", keep)
-    return figures
 
 
 def texts(artist):

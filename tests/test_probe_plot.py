@@ -1,27 +1,11 @@
 import numpy as np
-import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from server import probe_plot
 from server.probe_plot import plot_feature_space
 
 CLASSES = tuple(f"disease with a very long name, number {number}" for number in range(23))
 SITES = tuple(f"university hospital number {number} of $the$ city" for number in range(30))
 PLACES = np.random.default_rng(0).normal(size=(300, 2))
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures instead of their files, laid out as there."""
-    figures = []
-
-    def keep(figure, path):
-        FigureCanvasAgg(figure).draw()
-        figures.append(figure)
-
-    monkeypatch.setattr(probe_plot, "write_figure", keep)
-    return figures
 
 
 def plot(tmp_path, labels, sites, class_names=CLASSES, site_names=SITES):

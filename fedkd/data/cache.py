@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from fedkd import paths
+from fedkd import files, paths
 from fedkd.data.images import SPLITS, LabelledImages, Splits
 from fedkd.data.pixels import Array
 from fedkd.errors import DataError
+from fedkd.fetching import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def load_or_fill(
         pass  # Said, and made again, only by the one process that gets the lock.
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = files.lock(path.with_name(f".{path.name}.lock"), f"is building {path}")
     except OSError as error:
         _warn(folder, error)
         return build(lambda shape: np.empty(shape, np.uint8))
@@ -123,29 +124,13 @@ def _open(path: Path) -> Splits:
 
 
 def _check_pixels(file: Path, rows: dict[str, Array]) -> None:
-    if _stamp(file) != rows["pixels_stamp"].tolist() and _sha256(file) != rows["pixels_sha256"]:
+    if _stamp(file) != rows["pixels_stamp"].tolist() and hash_file(file) != rows["pixels_sha256"]:
         raise DataError(f"{file.name} has not the check sum that it was written with")
 
 
 def _stamp(file: Path) -> list[int]:
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _lock(path: Path) -> FileLock:
-    """The lock on building a store; the system lets go of it if its process dies."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process is building %s; waiting for it ...", path)
-        lock.acquire()
-    return lock
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -218,7 +203,7 @@ class _Draft:
         file = self.folder / _PIXELS
         self._pixels.flush()  # type: ignore[attr-defined]
         rows = _pack(splits)
-        rows["pixels_sha256"] = np.array(_sha256(file))
+        rows["pixels_sha256"] = np.array(hash_file(file))
         rows["pixels_stamp"] = np.array(_stamp(file))
         np.savez(self.folder / _ROWS, allow_pickle=False, **rows)
 

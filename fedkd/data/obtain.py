@@ -1,21 +1,16 @@
 """Getting data sets and weights: files that anybody may download, and what is not there yet."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from fedkd import paths
+from fedkd import files, paths
 from fedkd.config import Section
 from fedkd.data.card import DataCard, Download
 from fedkd.disk import on_disk
 from fedkd.fetching import fetch
 from fedkd.unpacking import unpack
-
-logger = logging.getLogger(__name__)
 
 Show = Callable[[str, int, int | None], None]
 """Takes what is being done, how far it is, and how far it has to go (None if unknown)."""
@@ -71,15 +66,10 @@ def _is_fetched(path: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process fetches into the folder; the system frees a dead one's lock."""
-    lock = FileLock(folder / ".fetch.lock")
+    """Wait until no other process fetches into the folder."""
     with on_disk(folder / ".fetch.lock"):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("another process fetches into %s; waiting for it ...", folder)
-            lock.acquire()
+        lock = files.lock(folder / ".fetch.lock", f"fetches into {folder}")
     try:
         yield
     finally:

@@ -21,10 +21,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from fedkd import paths, seeding
+from fedkd import files, paths, seeding
 from fedkd.data.augment import Draws, dihedral_view, dihedral_views
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
@@ -164,7 +163,7 @@ def _open(
     path = cache_dir / "features" / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        lock = files.lock(path.with_suffix(".lock"), f"is computing the features {path}")
         try:
             if path.exists():
                 try:
@@ -181,17 +180,6 @@ def _open(
             f"({np.prod(shape) * dtype.itemsize / 1e6:.0f} MB), set FEDKD_CACHE to another folder "
             "that can be written, or teacher.views to 'augmented'"
         ) from error
-
-
-def _lock(path: Path) -> FileLock:
-    """The lock on computing a file; the system lets go of it if its process dies."""
-    lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process is computing the features %s; waiting for it ...", path)
-        lock.acquire()
-    return lock
 
 
 def _read(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
