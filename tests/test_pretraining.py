@@ -21,6 +21,7 @@ from fedkd.probing.controls import Reader
 from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.stored import load_pretrained
+from fedkd.teachers.zoo import WEIGHTS
 from server.probe_commands import probed_recipe
 
 TINY = {
@@ -262,3 +263,32 @@ def test_moco_has_a_learning_rate_of_its_own_unless_one_is_given():
 def test_an_unknown_device_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="device is 'tpu'; it must be auto, cpu, cuda"):
         pretrain(recipe(device="tpu"), tmp_path)
+
+
+def convolutions(network):
+    return {n: m.weight for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco_v2"])
+def test_it_can_begin_with_the_embedded_teacher(tmp_path, method):
+    still = {"init": "default", "learning_rate": 1e-12, "num_hidden": 256, "num_outputs": 128}
+    path = pretrain(recipe(method=method, **still), tmp_path)
+    made, embedded = load_pretrained(path), load_pretrained(WEIGHTS / "default.safetensors")
+    ours, theirs = convolutions(made.backbone), convolutions(embedded.backbone)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    # The embedded teacher's own head has BatchNorm, as simclr's, and moco_v2's has none.
+    same_head = method == "simclr" and torch.equal(made.head[0].weight, embedded.head[0].weight)
+    assert same_head == (method == "simclr")
+    assert card_of(path)["method"].endswith(", from the embedded teacher's weights")
+    assert card_of(path)["config"]["init"] == "default"
+
+
+def test_a_head_of_other_widths_is_drawn(tmp_path):
+    path = pretrain(recipe(init="default", learning_rate=1e-12), tmp_path)
+    assert load_pretrained(path).head[0].weight.shape == (6, 256)
+
+
+def test_only_its_own_network_begins_with_the_embedded_teacher():
+    with pytest.raises(ConfigError) as caught:
+        recipe(init="default", architecture="resnet18")
+    assert "init is 'default' but architecture is 'resnet18'; the embedded" in str(caught.value)

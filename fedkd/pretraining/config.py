@@ -8,7 +8,7 @@ from fedkd.config import Section
 from fedkd.data.catalog import DataConfig
 from fedkd.recipe import PLACES
 
-_LATER = {"method", "architecture", "optimizer", "queue_size", "momentum", "images"}
+_LATER = {"method", "architecture", "init", "optimizer", "queue_size", "momentum", "images"}
 """Keys that the first recipes, whose files have their hash in a card, did not know."""
 
 
@@ -104,6 +104,9 @@ class PretrainConfig(Section):
     loss of moco_v2 may rise while it learns, as the keys of its queue become alike in age."""
     architecture: Literal["resnet10", "resnet18", "resnet50"] = "resnet10"
     """Network; resnet10 suits 28 to 64 px, the others, which are torchvision's, 64 px and more."""
+    init: Literal["random", "default"] = "random"
+    """First weights: drawn, or those of the embedded teacher, a resnet10, which then learn on from
+    the new images; simclr also goes on from its contrastive head, if that has the same widths."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd with momentum 0.9, for which the MoCo authors have learning_rate 0.03 at a
     batch of 256 and weight_decay 1e-4."""
@@ -134,6 +137,11 @@ class PretrainConfig(Section):
         if self.warm_up_steps >= self.steps:
             raise ValueError(
                 f"warm_up_steps is {self.warm_up_steps}; it must be below steps = {self.steps}"
+            )
+        if self.init == "default" and self.architecture != "resnet10":
+            raise ValueError(
+                f"init is 'default' but architecture is {self.architecture!r}; the embedded "
+                "teacher is a resnet10: set architecture = 'resnet10', or init = 'random'"
             )
         if self.images.source == "folder" and not 16 <= self.source_size <= 1024:
             raise ValueError(

@@ -15,6 +15,7 @@ from fedkd.data.pixels import Pixels
 from fedkd.device import choose_device
 from fedkd.models.factory import STUDENTS
 from fedkd.models.small_resnet import num_deepest
+from fedkd.models.states import mismatches
 from fedkd.pretraining.config import PretrainConfig
 from fedkd.pretraining.images import (
     MEAN,
@@ -30,7 +31,15 @@ from fedkd.pretraining.probing import ValProbe
 from fedkd.pretraining.simclr import SimCLR, random_views
 from fedkd.pretraining.statistics import measure_statistics
 from fedkd.pretraining.training import Checkpoint, Position, make_optimizer, train
-from fedkd.teachers.stored import HeadName, StoredTeacher, build_head, round_weights, write_teacher
+from fedkd.teachers.stored import (
+    HeadName,
+    StoredTeacher,
+    build_head,
+    load_pretrained,
+    round_weights,
+    write_teacher,
+)
+from fedkd.teachers.zoo import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +160,11 @@ def _make_learner(
         backbone = backbone.to(memory_format=torch.channels_last)
         width = num_deepest(backbone, num_features)
         head = build_head(kind, width, config.num_hidden, config.num_outputs)
+    if config.init == "default":
+        embedded = load_pretrained(WEIGHTS / "default.safetensors")
+        backbone.load_state_dict(embedded.backbone.state_dict())
+        if not mismatches(head.state_dict(), embedded.head.state_dict()):
+            head.load_state_dict(embedded.head.state_dict())
     bfloat16 = config.precision == "bfloat16"
     if config.method == "simclr":
         return SimCLR(backbone, head, config.temperature, bfloat16).to(device), num_features
@@ -196,7 +210,8 @@ def _card(
         "num_features": teacher.num_features,
         "num_parameters": sum(p.numel() for p in teacher.backbone.parameters()),
         "head": "contrastive",
-        "method": METHODS[config.method],
+        "method": METHODS[config.method]
+        + (", from the embedded teacher's weights" if config.init == "default" else ""),
         "data": where if procedural else f"{len(images)} images of {describe(config.images)}",
         "images_sha256": images_sha256,
         "mean": MEAN,
