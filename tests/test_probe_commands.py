@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from matplotlib.image import imread
 
 from fedkd.data.catalog import load_splits
@@ -141,6 +142,14 @@ def test_a_damaged_card_beside_the_weights_is_one_line_before_any_image_is_read(
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith("fedkd: cannot read the card mine.json: ")
     assert "drawing" not in error
+
+
+def test_a_size_that_the_teacher_cannot_take_is_one_line(folder, capsys):
+    torch.save(torchvision.models.densenet121(weights=None).state_dict(), "d.pth")
+    teacher = ["teacher.checkpoint=d.pth", "teacher.input_size=as_is"]
+    assert main(["probe", "torchvision:densenet121", "lesions", *SMALL, *teacher]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fedkd: the teacher torchvision:densenet121 cannot take images of 16 px")
 
 
 def test_the_command_of_the_embedded_teachers_card_can_be_given():

@@ -151,3 +151,12 @@ def test_a_pretrained_file_that_is_no_safetensors_is_refused(tmp_path):
 def test_incomplete_settings_are_refused(values, text):
     with pytest.raises(ConfigError, match=text):
         config.build(TeacherConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "mean"),
+    [("resnet18", 224, 0.485), ("efficientnet_b4", 380, 0.485), ("efficientnet_v2_l", 480, 0.5)],
+)
+def test_a_model_of_torchvision_has_the_input_of_torchvisions_own_weights(model, side, mean):
+    card = zoo.card_of(f"torchvision:{model}")
+    assert (card.input_size, card.mean[0]) == (side, mean)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fedkd.data.images import LabelledImages, Splits
+from fedkd.data.loading import Loader
 from fedkd.data.longtail import class_groups
 from fedkd.errors import DataError
 from fedkd.metrics import Evaluation, evaluate
 from fedkd.probing.controls import Features, Reader, raw_pixels, untrained
 from fedkd.probing.linear import Difference, Floats, lesion_bootstrap, linear_probe
 from fedkd.probing.neighbours import knn_probabilities
+from fedkd.teachers.checkpoints import try_out
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.frozen import Teacher
 
@@ -77,9 +79,13 @@ def read_features(
 
     Raises:
         DataError: As :func:`check` says.
+        TeacherError: The teacher cannot take images of this size.
     """
     names = ("train", "val", "test") if with_test else ("train", "val")
     check(splits, names[1:])
+    one = np.arange(1)
+    pixels = Loader(splits.train, one, reader.device, torch.float32).pixels(one)
+    try_out(teacher, pixels, teacher.name)
     random = untrained(config, teacher, seed).to(memory_format=torch.channels_last)
     reader.measure_batchnorm(random, splits.train, seed)
     images: dict[str, LabelledImages] = {name: getattr(splits, name) for name in names}

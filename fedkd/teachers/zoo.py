@@ -322,15 +322,16 @@ def _of_torchvision(name: str, model: str) -> TeacherCard:
     models = torchvision.models.list_models(module=torchvision.models)
     if model not in models:
         raise _unknown(name, model, models, "torchvision")
+    transforms = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     return TeacherCard(
         name=name,
         architecture=model,
         layout="torchvision",
         num_features=None,
         head="supervised",
-        input_size=224,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        input_size=transforms.crop_size[0],
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
         method="yours",
         data="yours",
         licence="yours",
