@@ -99,9 +99,8 @@ class PretrainConfig(Section):
     method: Literal["simclr", "moco_v2"] = "simclr"
     """simclr (two views of an image agree, the other images of the batch do not) or moco_v2 (the
     others are a queue of keys from a slowly moving encoder: cheaper by a third, and content with
-    small batches, but slower to learn: 90 steps of 128 on HAM10000 at 32 px take simclr from a
-    chance loss of 6.24 to 5.30, measured among 512 fresh keys, moco_v2 in 150 to 5.96 at best). The
-    loss of moco_v2 may rise while it learns, as the keys of its queue become alike in age."""
+    small batches). Their losses do not compare, and that of moco_v2 may rise while it learns, as
+    the keys of its queue become alike in age: judge by [probe]."""
     architecture: Literal["resnet10", "resnet18", "resnet50"] = "resnet10"
     """Network; resnet10 suits 28 to 64 px, the others, which are torchvision's, 64 px and more."""
     init: Literal["random", "default"] = "random"
@@ -114,9 +113,9 @@ class PretrainConfig(Section):
     """Keys in the queue of moco_v2; at most half as many as there are images. The authors' 65,536
     are for the 1.28 million images of ImageNet."""
     momentum: float = Field(default=0.999, ge=0, lt=1)
-    """Of the slowly moving encoder of moco_v2; 0.99 for a few hundred steps. Below that all
-    embeddings may move together, as the keys of the queue then differ by their age alone; the loss
-    is small and nothing is learned (seen at 0.9)."""
+    """Of the slowly moving encoder of moco_v2. Far below 0.99 all embeddings may move together, as
+    the keys of the queue then differ by their age alone; the loss is small and nothing is learned
+    (seen at 0.9)."""
     images: ImagesConfig = ImagesConfig()
     """Where the images come from."""
     probe: ProbeConfig = ProbeConfig()
