@@ -244,4 +244,4 @@ def _fact(value: Any) -> str:
         return "-"
     if isinstance(value, list | tuple):
         return " ".join(map(_fact, value))
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
