@@ -255,7 +255,7 @@ CARDS: dict[str, TeacherCard] = {
 }
 
 TEACHERS: dict[str, str] = {
-    **{name: f"{one.architecture}, {one.method}; {one.data}" for name, one in CARDS.items()},
+    **{name: f"{one.architecture}: {one.method}" for name, one in CARDS.items()},
     PRETRAINED: "a file that `fedkd pretrain` wrote (teacher.checkpoint)",
     "timm:<model>": "any model of timm (extra timm)",
     "torchvision:<model>": "any classifier of torchvision (teacher.checkpoint)",
