@@ -145,6 +145,18 @@ def test_a_loss_that_is_not_finite_is_refused(tmp_path):
         pretrain(recipe(learning_rate=1e38, warm_up_steps=0, optimizer="sgd"), tmp_path)
 
 
+def test_weights_that_are_not_finite_after_the_last_step_are_refused(tmp_path):
+    settings = recipe(steps=1, warm_up_steps=0, optimizer="sgd")
+    with pytest.raises(TeacherError, match="weights are not finite after step 1, first .*float32"):
+        pretrain(settings.model_copy(update={"learning_rate": float("inf")}), tmp_path)
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+def test_views_that_leave_the_last_stages_a_single_pixel_are_refused():
+    with pytest.raises(ConfigError, match="view_size is 16; it must be at least 32 with arch"):
+        recipe(architecture="resnet50", view_size=16)
+
+
 def test_learning_rate_rises_linearly_and_falls_along_a_cosine():
     settings = recipe(steps=6, warm_up_steps=2, learning_rate=1.0)
     rates = [training.learning_rate(step, settings) for step in range(6)]
@@ -175,10 +187,11 @@ def test_a_batch_larger_than_the_images_is_warned_of(tmp_path, caplog):
 
 
 def test_torchvision_architectures_are_trained_and_open(tmp_path):
-    path = pretrain(
-        recipe(architecture="resnet18", method="moco_v2", batch_size=4, steps=1, warm_up_steps=0),
-        tmp_path,
-    )
+    settings = recipe(
+        architecture="resnet18", method="moco_v2", batch_size=4, steps=1, warm_up_steps=0,
+        view_size=32,
+    )  # fmt: skip
+    path = pretrain(settings, tmp_path)
     teacher = open_teacher(TeacherConfig(name="pretrained", checkpoint=str(path)))
     assert teacher(torch.rand(2, 3, 32, 32)).shape == (2, 512)
     assert card_of(path)["architecture"] == "resnet18"
@@ -290,5 +303,5 @@ def test_a_head_of_other_widths_is_drawn(tmp_path):
 
 def test_only_its_own_network_begins_with_the_embedded_teacher():
     with pytest.raises(ConfigError) as caught:
-        recipe(init="default", architecture="resnet18")
+        recipe(init="default", architecture="resnet18", view_size=32)
     assert "init is 'default' but architecture is 'resnet18'; the embedded" in str(caught.value)

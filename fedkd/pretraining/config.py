@@ -137,6 +137,13 @@ class PretrainConfig(Section):
             raise ValueError(
                 f"warm_up_steps is {self.warm_up_steps}; it must be below steps = {self.steps}"
             )
+        # At 16 px their maps are one pixel wide before the last stage: in bfloat16 torch 2.15 reads
+        # memory there that nobody has written, for the gradient of a convolution with stride 2.
+        if self.architecture != "resnet10" and self.view_size < 32:
+            raise ValueError(
+                f"view_size is {self.view_size}; it must be at least 32 with architecture = "
+                f"{self.architecture!r}, whose last stages would see a single pixel"
+            )
         if self.init == "default" and self.architecture != "resnet10":
             raise ValueError(
                 f"init is 'default' but architecture is {self.architecture!r}; the embedded "

@@ -70,7 +70,7 @@ def train(
         on_step: Told the number of steps done and the loss.
 
     Raises:
-        TeacherError: The loss is not finite.
+        TeacherError: The loss is not finite, or the weights are not in the end.
     """
     for step in range(start, config.steps):
         for group in optimizer.param_groups:
@@ -86,6 +86,12 @@ def train(
                 f"(it is {config.learning_rate}) or more warm_up_steps"
             )
         on_step(step + 1, value)
+    # The last step's are in no loss.
+    if bad := [name for name, one in learner.named_parameters() if not one.isfinite().all()]:
+        raise TeacherError(
+            f"weights are not finite after step {config.steps}, first {bad[0]}; start anew with a "
+            "smaller learning_rate, or precision = 'float32'"
+        )
 
 
 class Checkpoint:
