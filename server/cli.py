@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import TypeAlias
 
 from fedkd.errors import ClientFailure, FedkdError
 
@@ -16,6 +17,8 @@ PROGRAM = "fedkd"
 USER_ERROR = 2
 FAILED = 1
 INTERRUPTED = 130
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,14 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("config", "print every key of the resolved recipe, with its meaning"),
         ("pretrain", "make a teacher from your own images or procedural ones, offline"),
     ):
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        command = _add(commands, name, text)
         command.add_argument("config", help="recipe, a TOML file")
-        command.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="key=value",
-            help="config values to change, such as training.learning_rate=0.001",
-        )
+        _add_overrides(command, "config values to change, such as training.learning_rate=0.001")
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
     _add_probe(commands)
@@ -51,54 +49,52 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_probe(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
+
+
+def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
+def _add_probe(commands: Subparsers) -> None:
     text = "is a teacher worth distilling from for these images: kNN, linear probe, a picture"
-    probe = commands.add_parser("probe", help=text, description=text[0].upper() + text[1:])
+    probe = _add(commands, "probe", text)
     probe.add_argument(
         "teacher", metavar="TEACHER", help="its name, or a file that `fedkd pretrain` wrote"
     )
     probe.add_argument(
         "dataset", metavar="NAME | CONFIG", help="a data set's name, or a recipe (a TOML file)"
     )
-    probe.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="config values to change, such as data.size=97 or teacher.input_size=97",
-    )
+    _add_overrides(probe, "config values to change, such as data.size=97 or teacher.input_size=97")
     probe.add_argument(
         "--test", action="store_true", help="score the test split as well: once, at the end"
     )
     probe.add_argument("--output", help="folder for the files (default: in the recipe's output)")
 
 
-def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_data(commands: Subparsers) -> None:
     text = "list data sets, fetch one, or check one"
-    data = commands.add_parser("data", help=text, description=text[0].upper() + text[1:])
+    data = _add(commands, "data", text)
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="what there is: images, classes, licence, whether it is here")
     for name, what, text in (
         ("fetch", "NAME", "download it to FEDKD_DATA, or say how to get it"),
         ("check", "NAME | CONFIG", "decode and count everything, and look for leaks"),
     ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        action = _add(actions, name, text)
         action.add_argument(
             "source",
             metavar=what,
             help="a data set's name" + (", or a recipe (a TOML file)" if name == "check" else ""),
         )
-        action.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="key=value",
-            help="settings of the data set, such as size=64"
-            + ("; with a recipe any of its keys, such as data.size=64" if name == "check" else ""),
-        )
+        more = "; with a recipe any of its keys, such as data.size=64" if name == "check" else ""
+        _add_overrides(action, f"settings of the data set, such as size=64{more}")
 
 
-def _add_teachers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_teachers(commands: Subparsers) -> None:
     text = "list teachers, fetch one, check one, or print its card"
-    teachers = commands.add_parser("teachers", help=text, description=text[0].upper() + text[1:])
+    teachers = _add(commands, "teachers", text)
     actions = teachers.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="what there is: network, method, licence, whether it is here")
     for name, what, text in (
@@ -106,7 +102,7 @@ def _add_teachers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         ("check", "NAME | FILE", "check its file, open it strictly, and say what it is"),
         ("card", "NAME | FILE", "print all that is known of it"),
     ):
-        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
+        action = _add(actions, name, text)
         action.add_argument(
             "source",
             metavar=what,
@@ -114,12 +110,7 @@ def _add_teachers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
             + (", or a file that `fedkd pretrain` wrote" if "FILE" in what else ""),
         )
         if name == "check":
-            action.add_argument(
-                "overrides",
-                nargs="*",
-                metavar="key=value",
-                help="settings of the teacher, such as checkpoint=weights.pth",
-            )
+            _add_overrides(action, "settings of the teacher, such as checkpoint=weights.pth")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -160,3 +160,11 @@ def test_incomplete_settings_are_refused(values, text):
 def test_a_model_of_torchvision_has_the_input_of_torchvisions_own_weights(model, side, mean):
     card = zoo.card_of(f"torchvision:{model}")
     assert (card.input_size, card.mean[0]) == (side, mean)
+
+
+def test_the_card_of_the_default_says_what_stands_beside_its_weights():
+    beside = json.loads(DEFAULT.with_suffix(".json").read_text())
+    card = zoo.CARDS["default"]
+    for key in ("name", "architecture", "num_features", "head", "method", "data", "licence"):
+        assert getattr(card, key) == beside[key], key
+    assert [list(card.mean), list(card.std)] == [beside["mean"], beside["std"]]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fedkd import seeding
 from fedkd.data.pixels import Pixels
+from fedkd.models.batchnorm import measured_anew
 from fedkd.pretraining.config import PretrainConfig
 from fedkd.pretraining.images import normalize, pixels_of
 from fedkd.pretraining.simclr import deepest_features
@@ -26,25 +27,11 @@ def measure_statistics(
     The running averages of training lag behind the weights and describe crops at ``view_size``; the
     Fourier prompts compare with them at ``reading_size``, so there they are measured.
     """
-    norms = [
-        module
-        for network in (backbone, head)
-        for module in network.modules()
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-    ]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # cumulative average
-    backbone.train()
-    head.train()
     device = next(backbone.parameters()).device
-    for number in range(config.statistics_batches):
-        rows = seeding.rng(config.seed, "pretrain-statistics", number).integers(
-            len(images), size=min(config.batch_size, 128)
-        )
-        pixels = at_size(pixels_of(images, rows, device), config.reading_size)
-        head(deepest_features(backbone, normalize(pixels), bfloat16=False))
-    for module in norms:
-        module.momentum = 0.1
-    backbone.eval()
-    head.eval()
+    with measured_anew(backbone, head):
+        for number in range(config.statistics_batches):
+            rows = seeding.rng(config.seed, "pretrain-statistics", number).integers(
+                len(images), size=min(config.batch_size, 128)
+            )
+            pixels = at_size(pixels_of(images, rows, device), config.reading_size)
+            head(deepest_features(backbone, normalize(pixels), bfloat16=False))

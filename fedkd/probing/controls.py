@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedkd import seeding
 from fedkd.data.images import LabelledImages
 from fedkd.data.loading import Loader, in_order
+from fedkd.models.batchnorm import batchnorms, measured_anew
 from fedkd.models.factory import STUDENTS, headless
 from fedkd.teachers import zoo
 from fedkd.teachers.config import OneTeacherConfig
@@ -67,25 +68,22 @@ class Reader:
     def measure_batchnorm(self, teacher: Teacher, images: LabelledImages, seed: int) -> None:
         """Set BatchNorm's running statistics to plain averages over some images, in place.
 
-        Over ten batches, or all images where these are fewer; nothing without BatchNorm. Layers are
-        measured together, each behind the batch statistics of those before it.
+        Over ten batches, or all images where these are fewer; nothing without BatchNorm.
         """
-        norms = [m for m in teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
+        if not batchnorms(teacher):
             return
         rows = seeding.rng(seed, "probe-statistics").permutation(len(images))
         loader = Loader(images, rows[: STATISTICS_BATCHES * self.batch_size], self.device,
                         torch.float32)  # fmt: skip
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()
         plan = [part for part in self._plan(loader.indices) if len(part) > 1]
-        with torch.no_grad(), closing(loader.batches(plan)) as batches:
+        with (
+            torch.no_grad(),
+            measured_anew(teacher),
+            closing(loader.batches(plan)) as batches,
+        ):
             for number, (pixels, _) in enumerate(batches, start=1):
                 teacher(pixels)
                 self.tell("statistics of the untrained network", number, len(plan))
-        teacher.eval()
 
     def _plan(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
         return in_order(len(rows), self.batch_size)
