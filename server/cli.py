@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        import_module("server.commands").COMMANDS[options.command](options)
+        import_module("server.commands.table").COMMANDS[options.command](options)
         sys.stdout.flush()
     except ClientFailure as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

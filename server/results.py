@@ -23,7 +23,7 @@ from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
 from server.made_teacher import TEACHER, write_teacher
-from server.plots import plot_curves
+from server.pictures.curves import plot_curves
 from server.scoreboard import Scoreboard, student_arrays
 
 Mode = Literal["federated", "centralized"]

@@ -17,7 +17,8 @@ from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
-from server import plots, probe_plot, simulate
+from server import simulate
+from server.pictures import curves, feature_space, partition
 
 CLASSES = ("a", "b", "c", "d")
 SITES = ("north", "south", "west")
@@ -195,6 +196,6 @@ def drawn(monkeypatch):
         FigureCanvasAgg(figure).draw()
         figures.append(figure)
 
-    for module in (plots, probe_plot):
+    for module in (curves, partition, feature_space):
         monkeypatch.setattr(module, "write_figure", keep)
     return figures

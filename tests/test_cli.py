@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-import server.commands
 from clients.factory import OBJECTIVES
 from fedkd import config
 from fedkd.data.augment import AUGMENTATIONS
@@ -26,6 +25,7 @@ from fedkd.recipe import Recipe
 from fedkd.teachers.zoo import TEACHERS
 from fedkd.training import TrainingConfig
 from server.cli import main
+from server.commands.table import COMMANDS as ALL_COMMANDS
 from strategies.factory import STRATEGIES
 
 REGISTRIES = [DATASETS, PARTITIONS, AUGMENTATIONS, STUDENTS, TEACHERS, OBJECTIVES, LOSSES,
@@ -89,8 +89,8 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert set(COMMANDS) < set(server.commands.COMMANDS)
-    assert all(re.search(rf"^ +{name}\s", text, re.MULTILINE) for name in server.commands.COMMANDS)
+    assert set(COMMANDS) < set(ALL_COMMANDS)
+    assert all(re.search(rf"^ +{name}\s", text, re.MULTILINE) for name in ALL_COMMANDS)
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -348,7 +348,7 @@ def test_an_unexpected_error_is_a_bug_and_keeps_its_traceback(recipe, monkeypatc
     def fail(_):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(server.commands.COMMANDS, "list", fail)
+    monkeypatch.setitem(ALL_COMMANDS, "list", fail)
     with pytest.raises(ZeroDivisionError):
         main(["list"])
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from server import pretrain_command
 from server.cli import main
+from server.commands import pretrain as pretrain_command
 
 CONFIG = """
 name = "mine"

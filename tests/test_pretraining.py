@@ -22,7 +22,7 @@ from fedkd.teachers.config import TeacherConfig
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.stored import load_pretrained
 from fedkd.teachers.zoo import WEIGHTS
-from server.probe_commands import probed_recipe
+from server.commands.probe import probed_recipe
 
 TINY = {
     "name": "tiny", "seed": 5, "num_images": 16, "source_size": 16, "view_size": 8,

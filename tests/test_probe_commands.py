@@ -19,7 +19,7 @@ from fedkd.probing.linear import linear_probe, score
 from fedkd.teachers import zoo
 from fedkd.teachers.loading import open_teacher
 from server.cli import build_parser, main
-from server.probe_commands import probed_recipe
+from server.commands.probe import probed_recipe
 
 SMALL = [
     "size=16",

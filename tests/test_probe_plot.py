@@ -1,7 +1,7 @@
 import numpy as np
 from matplotlib.image import imread
 
-from server.probe_plot import plot_feature_space
+from server.pictures.feature_space import plot_feature_space
 
 CLASSES = tuple(f"disease with a very long name, number {number}" for number in range(23))
 SITES = tuple(f"university hospital number {number} of $the$ city" for number in range(30))

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from server.plots import CLASS_COLOURS, STYLE, class_colours, short_name, write_figure
+from server.pictures.style import CLASS_COLOURS, STYLE, class_colours, short_name, write_figure
 
 MARKERS = "o^sDvP*X"
 Integers = npt.NDArray[np.int64]

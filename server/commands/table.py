@@ -17,16 +17,16 @@ from fedkd.recipe import Recipe
 from fedkd.schedules import SCHEDULES
 from fedkd.teachers.zoo import TEACHERS
 from server import terminal
-from server.data_commands import data
+from server.commands.data import data
+from server.commands.pretrain import pretrain
+from server.commands.probe import probe
+from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
-from server.plots import plot_partition
-from server.pretrain_command import pretrain
-from server.probe_commands import probe
+from server.pictures.partition import plot_partition
 from server.progress import TerminalProgress
 from server.results import partition_table
 from server.simulation import run as run_experiment
 from server.tables import print_catalog, print_divergence, print_partition, print_results
-from server.teacher_commands import teachers
 from strategies.factory import STRATEGIES
 
 

@@ -33,8 +33,8 @@ from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.loading import open_teacher, weights_path
 from fedkd.teachers.stored import read_card
 from server import terminal
-from server.data_commands import require_name
-from server.probe_plot import plot_feature_space
+from server.commands.data import require_name
+from server.pictures.feature_space import plot_feature_space
 from server.progress import QUIET_S
 
 

@@ -1,0 +1,1 @@
+"""Pictures of runs, partitions, features, prompts and spectra."""

@@ -1,0 +1,56 @@
+"""How all pictures look: colours, fonts, names that are too long, and writing them.
+
+Figures are made without pyplot, so nothing global changes and no display is needed. Colours are
+those of Okabe and Ito, "Color Universal Design", 2008, told apart with colour-blind eyes.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from fedkd.files import replacing
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, YELLOW, PURPLE, GREY, DARK = "#56B4E9", "#F0E442", "#CC79A7", "#999999", "#333333"
+CLASS_COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY)
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a "$" in a hospital's name is a "$"
+}
+
+
+def _mixed(colour: str, share: float, brightness: float) -> str:
+    red, green, blue = ((1 - share) * part + share * brightness for part in to_rgb(colour))
+    return to_hex((red, green, blue)).upper()
+
+
+def class_colours(num_classes: int) -> list[str]:
+    """Colours that differ much between neighbours: pure, lightened, darkened, and so again."""
+    colours = [
+        _mixed(colour, share, brightness)
+        for share, brightness in ((0.0, 0), (0.55, 1), (0.5, 0))
+        for colour in CLASS_COLOURS
+    ]
+    return list(itertools.islice(itertools.cycle(colours), num_classes))
+
+
+def short_name(name: str, length: int = 28) -> str:
+    """The name, without its middle if it is long: names differ at either end."""
+    end = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write as PNG, whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        figure.savefig(part, format="png")
