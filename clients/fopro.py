@@ -12,7 +12,8 @@ from fedkd import seeding
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment
 from fedkd.fourier.explore import Explorer, held_out_prior
-from fedkd.fourier.prompts import FourierPromptGenerator, draw_latents, prompt
+from fedkd.fourier.generators.factory import make_generator
+from fedkd.fourier.prompter import Prompter
 from fedkd.fourier.spectrum import mean_amplitude
 from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
@@ -53,35 +54,37 @@ class FoPro(EKD):
         self._partition_id = partition_id
         channels, height, width = experiment.splits.train.images.shape[1:]
         with seeding.isolated(recipe.seed, "prompt-generator"):
-            generator = FourierPromptGenerator(
-                channels,
-                height,
-                width,
-                latent_dim=recipe.prompts.latent_dim,
-                max_gain=recipe.prompts.max_gain,
-            )
-        generator.to(experiment.device, experiment.dtype)
-        self._explorer = Explorer(generator, teacher, recipe.explore, recipe.prompts)
+            generator = make_generator(recipe.prompts, channels, height, width)
+        if generator is not None:
+            generator.to(experiment.device, experiment.dtype)
+        self._prompter = Prompter(recipe.prompts, generator)
+        self._explorer = (
+            Explorer(self._prompter, teacher, recipe.explore) if self._prompter.learns else None
+        )
         self._draws: torch.Generator | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Generator, its optimiser, and the mean amplitude where prompts need it."""
-        state = self._explorer.state()
-        if self._explorer.mean_amplitude is not None:
-            state[MEAN_AMPLITUDE] = self._explorer.mean_amplitude
+        state = {} if self._explorer is None else self._explorer.state()
+        if self._prompter.mean_amplitude is not None:
+            state[MEAN_AMPLITUDE] = self._prompter.mean_amplitude
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`state`."""
-        self._explorer.mean_amplitude = state.get(MEAN_AMPLITUDE)
-        self._explorer.load_state({k: t for k, t in state.items() if k != MEAN_AMPLITUDE})
+        self._prompter.mean_amplitude = state.get(MEAN_AMPLITUDE)
+        if self._explorer is not None:
+            self._explorer.load_state({k: t for k, t in state.items() if k != MEAN_AMPLITUDE})
 
     def shared(self) -> dict[str, Tensor]:
-        """The generator, if the recipe shares it."""
-        return self._explorer.generator.state_dict() if self._recipe.objective.share_prompts else {}
+        """The generator, if there is one and the recipe shares it."""
+        if self._explorer is None or not self._recipe.objective.share_prompts:
+            return {}
+        return self._explorer.generator.state_dict()
 
     def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the average generator."""
+        assert self._explorer is not None, "nothing is shared without a generator"
         self._explorer.generator.load_state_dict(tensors)
 
     def start_round(
@@ -93,9 +96,24 @@ class FoPro(EKD):
             The terms of the last step, and the prior at full strength on a fixed batch of the
             client's images with prompts (``prior``) and without (``prior_clean``).
         """
-        explorer, config, keys = self._explorer, self._recipe.explore, self._keys(round_number)
-        if self._recipe.prompts.form == "mix" and explorer.mean_amplitude is None:
-            explorer.mean_amplitude = self._mean_amplitude(loader)
+        if self._recipe.prompts.form == "mix" and self._prompter.mean_amplitude is None:
+            self._prompter.mean_amplitude = self._mean_amplitude(loader)
+        values: dict[str, float] = {}
+        if self._explorer is not None:
+            values = self._explore(self._explorer, student, loader, round_number, on_step)
+        keys = self._keys(round_number)
+        self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
+        return {**values, **self._measure(loader)}
+
+    def _explore(
+        self,
+        explorer: Explorer,
+        student: Student,
+        loader: Loader,
+        round_number: int,
+        on_step: OnStep | None,
+    ) -> dict[str, float]:
+        config, keys = self._recipe.explore, self._keys(round_number)
         student.eval()
         rng = seeding.generator(self._recipe.seed, "explore", *keys)
         rows = seeding.rng(self._recipe.seed, "explore-images", *keys)
@@ -110,31 +128,13 @@ class FoPro(EKD):
                 terms = explorer.step(pixels, rng, student.project)
                 if on_step:
                     on_step(step, num_steps)
-        self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
-        values = {f"explore_{name}": v for name, v in terms.items() if name != "explore_loss"}
-        return {**values, **self._measure(loader, size)}
+        return {f"explore_{name}": v for name, v in terms.items() if name != "explore_loss"}
 
     def target(self, pixels: Tensor) -> Tensor:
         """Features of the prompted images, float (batch, D), a constant."""
         assert self._draws is not None, "start_round() comes first"
-        prompts, explorer = self._recipe.prompts, self._explorer
         with torch.no_grad():
-            latents, strengths = draw_latents(
-                len(pixels),
-                self._draws,
-                per=prompts.per,
-                latent_dim=prompts.latent_dim,
-                max_strength=prompts.max_strength,
-                like=pixels,
-            )
-            prompted = prompt(
-                pixels,
-                explorer.generator(latents),
-                strengths,
-                form=prompts.form,
-                keep_dc=prompts.keep_dc,
-                mean_amplitude=explorer.mean_amplitude,
-            )
+            prompted = self._prompter(pixels, self._draws)
         return self.teacher.features(prompted.pixels)
 
     def _mean_amplitude(self, loader: Loader) -> Tensor:
@@ -145,16 +145,15 @@ class FoPro(EKD):
     def _keys(self, round_number: int) -> tuple[int, int]:
         return round_number, self._partition_id
 
-    def _measure(self, loader: Loader, size: int) -> dict[str, float]:
+    def _measure(self, loader: Loader) -> dict[str, float]:
         """The prior on the same images and latents in every round, so that rounds compare."""
-        seed, explorer = self._recipe.seed, self._explorer
-        rows = seeding.rng(seed, "prior-images", self._partition_id)
+        seed, client = self._recipe.seed, self._partition_id
+        rows = seeding.rng(seed, "prior-images", client)
+        size = min(self._recipe.explore.batch_size, len(loader))
         clean, prompted = held_out_prior(
             self.teacher,
-            explorer.generator,
+            self._prompter,
             loader.pixels(rows.choice(len(loader), size, replace=False)),
-            seeding.generator(seed, "prior", self._partition_id),
-            self._recipe.prompts,
-            mean_amplitude=explorer.mean_amplitude,
+            seeding.generator(seed, "prior", client),
         )
         return {"prior": prompted, "prior_clean": clean}

@@ -8,7 +8,7 @@ import numpy as np
 from fedkd.data.augment import CLAMPS
 from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
 from fedkd.errors import DataError, PartitionError, first_of
-from fedkd.fourier.prompts import MIN_SIZE
+from fedkd.fourier.generators.generator import MIN_SIZE
 from fedkd.partition import Partition
 from fedkd.recipe import Recipe
 

@@ -12,8 +12,7 @@ from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
-from fedkd.fourier.explore import ExploreConfig
-from fedkd.fourier.prompts import PromptConfig
+from fedkd.fourier.config import ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
 from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig

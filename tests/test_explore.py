@@ -11,10 +11,11 @@ from fedkd import seeding
 from fedkd.data.dead_leaves import dead_leaves
 from fedkd.errors import TeacherError
 from fedkd.fourier import spectrum
-from fedkd.fourier.explore import ExploreConfig, Explorer, explore_loss, held_out_prior
+from fedkd.fourier.config import ExploreConfig, PromptConfig
+from fedkd.fourier.explore import Explorer, explore_loss, held_out_prior
+from fedkd.fourier.generators.conv import ConvGenerator
+from fedkd.fourier.prompter import Prompter
 from fedkd.fourier.prompts import (
-    FourierPromptGenerator,
-    PromptConfig,
     Prompted,
     diversity_loss,
     effective_rank,
@@ -98,12 +99,12 @@ def student():
 
 def make_generator(seed=0):
     with seeding.isolated(seed, "fpg"):
-        return FourierPromptGenerator(3, SIZE, SIZE, latent_dim=64, max_gain=4.0)
+        return ConvGenerator(3, SIZE, SIZE, latent_dim=64, max_gain=4.0)
 
 
 def make_explorer(teacher, prompts=None, mean_amplitude=None, **config):
-    prompts = prompts or PromptConfig()
-    return Explorer(make_generator(), teacher, ExploreConfig(**config), prompts, mean_amplitude)
+    prompter = Prompter(prompts or PromptConfig(), make_generator(), mean_amplitude)
+    return Explorer(prompter, teacher, ExploreConfig(**config))
 
 
 def run(explorer, images, start, end, project=None):
@@ -165,9 +166,7 @@ def test_exploration_lowers_the_prior_of_held_out_images(teacher, explored):
     # Oracle O10.
     explorer, log, _ = explored
     rng = seeding.generator(0, "held-out")
-    clean, prompted = held_out_prior(
-        teacher, explorer.generator, target(128, seed=9), rng, PromptConfig()
-    )
+    clean, prompted = held_out_prior(teacher, explorer.prompter, target(128, seed=9), rng)
     assert prompted < 0.5 * clean
     assert all(math.isfinite(value) for terms in log for value in terms.values())
     assert all(terms.keys() == TERMS for terms in log)
@@ -177,7 +176,8 @@ def test_exploration_lowers_the_prior_of_held_out_images(teacher, explored):
 def test_an_untrained_generator_hardly_changes_the_prior(teacher):
     images = target(128, seed=9)
     rng = seeding.generator(0, "held-out")
-    clean, prompted = held_out_prior(teacher, make_generator(), images, rng, PromptConfig())
+    prompter = Prompter(PromptConfig(), make_generator())
+    clean, prompted = held_out_prior(teacher, prompter, images, rng)
     assert clean == float(moment_divergence(teacher.observe(images).moments, teacher.reference))
     assert prompted == pytest.approx(clean, rel=0.2)
 
@@ -411,12 +411,8 @@ def test_mix_form_and_kept_dc_train_the_generator(teacher):
 
 def test_black_images_and_double_precision_explore_without_nan(teacher):
     images = torch.zeros(4, 3, SIZE, SIZE, dtype=torch.float64)
-    explorer = Explorer(
-        make_generator().double(),
-        copy.deepcopy(teacher).double(),
-        ExploreConfig(),
-        PromptConfig(),
-    )
+    prompter = Prompter(PromptConfig(), make_generator().double())
+    explorer = Explorer(prompter, copy.deepcopy(teacher).double(), ExploreConfig())
     terms = explorer.step(images, seeding.generator(0, "explore"))
     assert all(math.isfinite(value) for value in terms.values())
     assert explorer.state()["generator.conv3.weight"].dtype == torch.float64

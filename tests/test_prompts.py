@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from fedkd import seeding
 from fedkd.fourier import prompts, spectrum
-from fedkd.fourier.prompts import FourierPromptGenerator, PromptConfig
+from fedkd.fourier.config import PromptConfig
+from fedkd.fourier.generators.conv import ConvGenerator
 
 SIZES = [(32, 32), (31, 33), (28, 30), (16, 16)]
 LARGE = (224, 224)
@@ -23,7 +24,7 @@ def latents(num=4, seed=0):
 
 def make_generator(height=32, width=32, seed=0, max_gain=4.0):
     with seeding.isolated(seed, "fpg"):
-        return FourierPromptGenerator(3, height, width, latent_dim=64, max_gain=max_gain)
+        return ConvGenerator(3, height, width, latent_dim=64, max_gain=max_gain)
 
 
 def strong_gains(height=32, width=32, num=4):

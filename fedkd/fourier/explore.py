@@ -12,55 +12,17 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd.config import Section
-from fedkd.fourier.prompts import (
-    FourierPromptGenerator,
-    PromptConfig,
-    Prompted,
-    diversity_loss,
-    draw_latents,
-    prompt,
-)
+from fedkd.fourier.config import ExploreConfig
+from fedkd.fourier.prompter import Prompter
+from fedkd.fourier.prompts import Prompted, diversity_loss
 from fedkd.losses.distillation import feature_distillation
 from fedkd.teachers.frozen import Observation, Teacher, confidence_loss
-from fedkd.teachers.moments import PriorForm, moment_divergence
+from fedkd.teachers.moments import moment_divergence
 from fedkd.training import load_optimizer_state, optimizer_state
 
 MOMENTUM, MAX_HALVINGS = 0.9, 10  # of the AKD safeguard, see Explorer
-
-
-class ExploreConfig(Section):
-    """Training of the Fourier prompt generator."""
-
-    prior_weight: float = Field(default=1.0, ge=0)
-    """Weight of the distance from the teacher's feature moments."""
-    prior: PriorForm = "kl"
-    """kl: scale free, mean over channels and layers. l2: DeepInversion's sum of L2 norms."""
-    confidence_weight: float = Field(default=1.0, ge=0)
-    """mu: weight of the confidence of the teacher's pre-training head. With 0.1 full prompts leave
-    the embedded teacher a cosine of 0.42 to what it saw before, with 1 it is 0.86."""
-    temperature: float = Field(default=0.2, gt=0)
-    """Of the confidence of a contrastive head."""
-    diversity_weight: float = Field(default=0.05, ge=0)
-    """Weight of the penalty on prompts that do not follow their latents."""
-    out_of_range_weight: float = Field(default=10.0, ge=0)
-    """Weight of the distance by which prompted pixels leave [0, 1]."""
-    gamma: float = Field(default=0.0, ge=0)
-    """Weight of the student's disagreement, which is maximised (AKD). 0 is FPG alone, 0.3 is
-    recommended; 1 already leaves natural images."""
-    warm_up_steps: int = Field(default=60, ge=0)
-    """First steps of a client's generator, without AKD."""
-    steps_per_round: int = Field(default=5, ge=0)
-    """Steps per round after the warm-up."""
-    batch_size: int = Field(default=32, ge=1)
-    """Images per step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Of Adam."""
-    clip_norm: float = Field(default=5.0, gt=0)
-    """Largest gradient norm."""
 
 
 def explore_loss(
@@ -123,36 +85,30 @@ class Explorer:
     and begin with the first step's value. How k moves is our choice.
 
     Args:
-        generator: Trained in place; its device and dtype are those of teacher and pixels.
+        prompter: Its generator is trained in place; device and dtype are those of teacher and
+            pixels. Exploration draws a prompt for each image whatever ``prompts.per`` says, and
+            never fewer than two, as diversity compares them.
         teacher: Frozen, with reference moments.
         config: Weights, steps and optimiser.
-        prompts: How prompts are applied. Exploration draws one for each image whatever
-            ``prompts.per`` says, and never fewer than two, as diversity compares them.
-        mean_amplitude: Of the client's training images; needed for the form ``"mix"``.
 
     Raises:
         TeacherError: If the teacher has no reference moments.
+        ValueError: If the prompter has nothing to train.
     """
 
-    def __init__(
-        self,
-        generator: FourierPromptGenerator,
-        teacher: Teacher,
-        config: ExploreConfig,
-        prompts: PromptConfig,
-        mean_amplitude: Tensor | None = None,
-    ) -> None:
-        self.generator = generator
+    def __init__(self, prompter: Prompter, teacher: Teacher, config: ExploreConfig) -> None:
+        if prompter.generator is None or not prompter.learns:
+            raise ValueError(f"{prompter.config.generator!r} has nothing to train")
+        self.prompter = prompter
+        self.generator = prompter.generator
         self.teacher = teacher
         self.config = config
-        self.prompts = prompts
-        self.mean_amplitude = mean_amplitude
         self.num_steps = 0
         self.num_halvings = 0
         self.running_prior = 0.0
         self.running_clean_prior = 0.0
         self._reference = teacher.reference
-        self._adam = torch.optim.Adam(generator.parameters(), lr=config.learning_rate)
+        self._adam = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate)
 
     @property
     def effective_gamma(self) -> float:
@@ -188,25 +144,20 @@ class Explorer:
             clean = self.teacher.observe(pixels)
             clean_prior = moment_divergence(clean.moments, self._reference, config.prior)
             projection = project(pixels) if gamma > 0 and project is not None else None
-        latents, strengths = draw_latents(
-            max(len(pixels), 2),
-            rng,
-            per="image",
-            latent_dim=self.prompts.latent_dim,
-            max_strength=self.prompts.max_strength,
-            like=pixels,
+        drawn = self.prompter.draw(max(len(pixels), 2), rng, pixels, per="image")
+        log_gains = self.prompter.log_gains(drawn.latents)
+        num = len(pixels)
+        prompted = self.prompter.apply(pixels, log_gains[:num], drawn.strengths[:num])
+        terms = explore_loss(
+            self.teacher,
+            prompted,
+            clean,
+            log_gains,
+            drawn.latents,
+            config,
+            gamma=gamma,
+            projection=projection,
         )
-        log_gains = self.generator(latents)
-        prompted = prompt(
-            pixels,
-            log_gains[: len(pixels)],
-            strengths[: len(pixels)],
-            form=self.prompts.form,
-            keep_dc=self.prompts.keep_dc,
-            mean_amplitude=self.mean_amplitude,
-        )
-        drawn = (prompted, clean, log_gains, latents)
-        terms = explore_loss(self.teacher, *drawn, config, gamma=gamma, projection=projection)
         self._adam.zero_grad(set_to_none=True)
         terms["explore_loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(
@@ -266,34 +217,17 @@ class Explorer:
 
 @torch.no_grad()
 def held_out_prior(
-    teacher: Teacher,
-    generator: FourierPromptGenerator,
-    pixels: Tensor,
-    rng: torch.Generator,
-    prompts: PromptConfig,
-    mean_amplitude: Tensor | None = None,
+    teacher: Teacher, prompter: Prompter, pixels: Tensor, rng: torch.Generator
 ) -> tuple[float, float]:
     """L_prior (kl) of images the generator was not trained on: (without, with full prompts).
 
     Args:
         teacher: Frozen, with reference moments.
-        generator: The prompts, one drawn for each image, at strength 1.
+        prompter: Its prompts are drawn at strength 1, one for each image.
         pixels: One batch, float in [0, 1]; only values of equally many images can be compared.
         rng: CPU generator of the latents.
-        prompts: How prompts are applied.
-        mean_amplitude: As :class:`Explorer` has it.
     """
-    latents, _ = draw_latents(
-        len(pixels), rng, per="image", latent_dim=prompts.latent_dim, max_strength=1.0, like=pixels
-    )
-    prompted = prompt(
-        pixels,
-        generator(latents),
-        pixels.new_ones(len(pixels)),
-        form=prompts.form,
-        keep_dc=prompts.keep_dc,
-        mean_amplitude=mean_amplitude,
-    )
+    prompted = prompter.full(pixels, rng)
     seen = [teacher.observe(images).moments for images in (pixels, prompted.pixels)]
     clean, full = (moment_divergence(moments, teacher.reference).item() for moments in seen)
     return clean, full

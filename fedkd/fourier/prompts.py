@@ -1,97 +1,18 @@
-"""Fourier prompts: a generator of log-gains (FPG) and their application to the amplitude spectrum.
+"""Fourier prompts: random draws, log-gains applied to the amplitude spectrum, and their diversity.
 
 The authors' generator is not public; what is not in the papers' text is our choice.
 Source: Elbatel et al., "FoPro-KD: Fourier Prompted Effective Knowledge Distillation for Long-Tailed
 Medical Image Recognition", IEEE TMI 2024 (arXiv 2305.17421).
 """
 
-import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd.config import Section
-from fedkd.fourier.spectrum import amplitude, empty_bins, irfft2, rfft2, symmetrise
-
-PromptForm = Literal["gain", "mix"]
-PromptPer = Literal["image", "batch"]
-
-MIN_SIZE = 16
-
-
-class PromptConfig(Section):
-    """Fourier prompts of the teacher's input."""
-
-    form: PromptForm = "gain"
-    """gain: amplitudes are multiplied by the prompt. mix: they move towards the mean amplitude of
-    the client's training images, multiplied by the prompt."""
-    keep_dc: bool = False
-    """Leave brightness and colour cast alone; preserves content best, closes less of the gap to
-    the teacher's data."""
-    max_strength: float = Field(default=1.0, ge=0, le=1)
-    """Strengths are drawn uniformly from 0 (no prompt) to this."""
-    max_gain: float = Field(default=4.0, gt=1)
-    """Largest factor on an amplitude; the smallest is 1 / max_gain."""
-    latent_dim: int = Field(default=64, ge=1)
-    """Length of the generator's random input."""
-    per: PromptPer = "image"
-    """Draw a prompt for every image, or one for all images of a batch (3 to 5 times cheaper; the
-    strength is drawn for every image either way)."""
-
-
-class FourierPromptGenerator(nn.Module):
-    """FPG: maps a latent z ~ N(0, I) to a log-gain for each channel and bin of the half spectrum.
-
-    A small convolutional decoder. Its upsampling is nearest but for the last, bilinear one: with
-    bilinear throughout, prompts span fewer directions. Frequency 0 is in the middle of its rows,
-    where the plane is smooth, and is moved to row 0 at the end. Log-gains are bounded by
-    rho tanh(. / rho) with rho = log(max_gain), and symmetric, so that prompted images are real.
-    It starts near the identity. GroupNorm, not BatchNorm: a batch of latents may be one.
-
-    Weights are drawn from torch's global generator: build it inside ``seeding.isolated``.
-
-    Args:
-        channels: Of the images.
-        height: Of the images in px, >= 16.
-        width: Of the images in px, >= 16.
-        latent_dim: Length of z.
-        max_gain: Bound of the factor on an amplitude, > 1.
-
-    Raises:
-        ValueError: If an image is smaller than 16 px.
-    """
-
-    def __init__(
-        self, channels: int, height: int, width: int, *, latent_dim: int, max_gain: float
-    ) -> None:
-        super().__init__()
-        if min(height, width) < MIN_SIZE:
-            raise ValueError(f"images are {height}x{width} px; Fourier prompts need at least 16x16")
-        self.height, self.width, self.latent_dim = height, width, latent_dim
-        self.bound = math.log(max_gain)
-        self.grid = (height // 8, width // 16 + 1)
-        self.fc = nn.Linear(latent_dim, 32 * math.prod(self.grid))
-        self.conv1, self.norm1 = nn.Conv2d(32, 32, 3, padding=1), nn.GroupNorm(4, 32)
-        self.conv2, self.norm2 = nn.Conv2d(32, 32, 3, padding=1), nn.GroupNorm(4, 32)
-        self.conv3 = nn.Conv2d(32, channels, 3, padding=1)
-        with torch.no_grad():
-            self.conv3.weight *= 0.3
-            assert self.conv3.bias is not None
-            self.conv3.bias.zero_()
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Log-gains (batch, channels, height, width // 2 + 1) of latents (batch, latent_dim)."""
-        x = self.fc(z).unflatten(1, (32, *self.grid))
-        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = F.leaky_relu(norm(conv(x)), 0.2)
-        size = (self.height, self.width // 2 + 1)
-        x = self.conv3(F.interpolate(x, size=size, mode="bilinear", align_corners=False))
-        x = torch.fft.ifftshift(x, dim=-2)
-        return symmetrise(self.bound * torch.tanh(x / self.bound), self.width)
+from fedkd.fourier.config import PromptForm, PromptPer
+from fedkd.fourier.spectrum import amplitude, empty_bins, irfft2, rfft2
 
 
 class Prompted(NamedTuple):
@@ -155,7 +76,8 @@ def apply_prompt(
         strength: l in [0, 1], float (batch,). 0 gives the image back.
         form: See above.
         keep_dc: Leave the mean of each image and channel as it is.
-        mean_amplitude: M, float (channels, height, width // 2 + 1); needed for ``"mix"``.
+        mean_amplitude: M, float (channels, height, width // 2 + 1), or one for each image, float
+            (batch, channels, height, width // 2 + 1); needed for ``"mix"``.
 
     Returns:
         Pixels of the same shape and dtype, which may leave [0, 1].

@@ -9,6 +9,7 @@ from fedkd import config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.experiment import open_data, open_experiment
+from fedkd.fourier.generators.factory import GENERATORS
 from fedkd.losses.factory import LOSSES
 from fedkd.models.factory import STUDENTS
 from fedkd.partitions import manifest
@@ -80,6 +81,7 @@ def catalog(options: argparse.Namespace) -> None:
         "students (student.name)": {name: entry.description for name, entry in STUDENTS.items()},
         "teachers (teacher.name)": TEACHERS,
         "objectives (objective.name)": OBJECTIVES,
+        "Fourier prompts (prompts.generator)": {str(n): text for n, text in GENERATORS.items()},
         "schedules (schedule.name)": SCHEDULES,
         "losses (objective.loss)": {str(name): entry.description for name, entry in LOSSES.items()},
         "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},

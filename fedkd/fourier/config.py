@@ -1,0 +1,69 @@
+"""Settings of Fourier prompts and of their exploration."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedkd.config import Section
+from fedkd.teachers.moments import PriorForm
+
+PromptForm = Literal["gain", "mix"]
+PromptPer = Literal["image", "batch"]
+GeneratorName = Literal["conv", "jitter", "amplitude_mix"]
+
+
+class PromptConfig(Section):
+    """Fourier prompts of the teacher's input."""
+
+    generator: GeneratorName = "conv"
+    """What makes the prompts; `fedkd list` has a line for each. jitter and amplitude_mix learn
+    nothing: they are controls, without which nobody can say that learned prompts help."""
+    form: PromptForm = "gain"
+    """gain: amplitudes are multiplied by the prompt. mix: they move towards the mean amplitude of
+    the client's training images, multiplied by the prompt."""
+    keep_dc: bool = False
+    """Leave brightness and colour cast alone; preserves content best, closes less of the gap to
+    the teacher's data."""
+    max_strength: float = Field(default=1.0, ge=0, le=1)
+    """Strengths are drawn uniformly from 0 (no prompt) to this."""
+    max_gain: float = Field(default=4.0, gt=1)
+    """Largest factor on an amplitude; the smallest is 1 / max_gain."""
+    latent_dim: int = Field(default=64, ge=1)
+    """Length of the generator's random input."""
+    magnitude: float = Field(default=0.5, gt=0, le=10)
+    """Of jitter: mean absolute log-gain in nats, before max_gain bounds it. `fedkd prompts RUN`
+    prints that of learned prompts, which a fair control has too."""
+    per: PromptPer = "image"
+    """Draw a prompt for every image, or one for all images of a batch (3 to 5 times cheaper; the
+    strength is drawn for every image either way)."""
+
+
+class ExploreConfig(Section):
+    """Training of the Fourier prompt generator."""
+
+    prior_weight: float = Field(default=1.0, ge=0)
+    """Weight of the distance from the teacher's feature moments."""
+    prior: PriorForm = "kl"
+    """kl: scale free, mean over channels and layers. l2: DeepInversion's sum of L2 norms."""
+    confidence_weight: float = Field(default=1.0, ge=0)
+    """mu: weight of the confidence of the teacher's pre-training head. With 0.1 full prompts leave
+    the embedded teacher a cosine of 0.42 to what it saw before, with 1 it is 0.86."""
+    temperature: float = Field(default=0.2, gt=0)
+    """Of the confidence of a contrastive head."""
+    diversity_weight: float = Field(default=0.05, ge=0)
+    """Weight of the penalty on prompts that do not follow their latents."""
+    out_of_range_weight: float = Field(default=10.0, ge=0)
+    """Weight of the distance by which prompted pixels leave [0, 1]."""
+    gamma: float = Field(default=0.0, ge=0)
+    """Weight of the student's disagreement, which is maximised (AKD). 0 is FPG alone, 0.3 is
+    recommended; 1 already leaves natural images."""
+    warm_up_steps: int = Field(default=60, ge=0)
+    """First steps of a client's generator, without AKD."""
+    steps_per_round: int = Field(default=5, ge=0)
+    """Steps per round after the warm-up."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Of Adam."""
+    clip_norm: float = Field(default=5.0, gt=0)
+    """Largest gradient norm."""

@@ -1,0 +1,1 @@
+"""What makes Fourier prompts: the generators of FPG, and controls that learn nothing."""

@@ -1,0 +1,82 @@
+"""A client's prompts in a file of its own, so that they can be looked at later."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fedkd import files, seeding
+from fedkd.errors import DataError
+from fedkd.fourier.config import PromptConfig
+from fedkd.fourier.generators.factory import make_generator
+from fedkd.fourier.prompter import Prompter
+
+MEAN_AMPLITUDE = "mean_amplitude"
+GENERATOR = "generator."
+_FORMAT = "fedkd-prompts-1"
+
+
+def path_of(folder: Path, partition_id: int) -> Path:
+    """The file of one client in the folder of a run's prompts."""
+    return folder / f"client-{partition_id}.safetensors"
+
+
+def save_prompts(path: Path, prompter: Prompter, round_number: int) -> None:
+    """Write what the prompts of a client are made of, whole or not at all; the folder is made.
+
+    Args:
+        path: The file, see :func:`path_of`.
+        prompter: Its generator and its mean amplitude, as far as there are any.
+        round_number: After whose exploration this is.
+    """
+    tensors = {}
+    if prompter.generator is not None:
+        state = prompter.generator.state_dict()
+        tensors = {GENERATOR + name: tensor for name, tensor in state.items()}
+    if prompter.mean_amplitude is not None:
+        tensors[MEAN_AMPLITUDE] = prompter.mean_amplitude
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": _FORMAT, "round": str(round_number)}
+    with files.replacing(path) as part:
+        save_file(contiguous, part, metadata)
+
+
+def load_prompts(
+    path: Path, config: PromptConfig, channels: int, height: int, width: int
+) -> tuple[Prompter, int]:
+    """The prompter of a client, on the CPU, and the round after whose exploration it was written.
+
+    Args:
+        path: What :func:`save_prompts` wrote.
+        config: Of the run.
+        channels: Of the images.
+        height: Of the images in px.
+        width: Of the images in px.
+
+    Raises:
+        DataError: No such file, or one that does not fit the config.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read the prompts {path}: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise DataError(f"{path} has format {metadata.get('format')!r}; expected {_FORMAT!r}")
+    mean = tensors.pop(MEAN_AMPLITUDE, None)
+    with seeding.isolated(0, "prompt-generator"):
+        generator = make_generator(config, channels, height, width)
+    if generator is not None:
+        dtype = next((t.dtype for t in tensors.values()), torch.float32)
+        state = {name.removeprefix(GENERATOR): tensor for name, tensor in tensors.items()}
+        try:
+            generator.to(dtype).load_state_dict(state)
+        except RuntimeError as error:
+            raise DataError(
+                f"{path} does not fit prompts.generator = {config.generator!r} and images of "
+                f"{height}x{width} px: {error}"
+            ) from None
+    return Prompter(config, generator, mean), int(metadata["round"])

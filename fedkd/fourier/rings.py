@@ -1,0 +1,56 @@
+"""Rings of the frequency plane: every bin's distance from frequency 0, and means over rings.
+
+Which bin belongs to which ring is our choice.
+"""
+
+import torch
+from torch import Tensor
+
+
+def radii(height: int, width: int) -> Tensor:
+    """Radial frequency of each bin of the full plane, float64 (height, width), unshifted.
+
+    sqrt((2 f_u)^2 + (2 f_v)^2) with f in cycles per px: 0 for the mean, 1 for the highest frequency
+    along an axis, up to sqrt(2) in the corners.
+    """
+    rows = 2 * torch.fft.fftfreq(height, dtype=torch.float64)
+    columns = 2 * torch.fft.fftfreq(width, dtype=torch.float64)
+    return torch.hypot(rows[:, None], columns[None, :])
+
+
+def num_rings(height: int, width: int) -> int:
+    """Rings K of the plane: half the shorter side."""
+    return min(height, width) // 2
+
+
+def ring_of(height: int, width: int) -> Tensor:
+    """Ring round(radius K) of each bin, int64 (height, width): 0 is the mean, above K the corners.
+
+    Ring k has the radius k / K.
+    """
+    return torch.round(radii(height, width) * num_rings(height, width)).long()
+
+
+def ring_means(plane: Tensor) -> Tensor:
+    """Means over the rings 1..K of planes, without the mean (ring 0) and without corners.
+
+    White noise gives a flat profile; sums instead of means would grow with the radius.
+
+    Args:
+        plane: Float (..., height, width), unshifted.
+
+    Returns:
+        Float64 (..., K).
+    """
+    height, width = plane.shape[-2:]
+    num, ring = num_rings(height, width), ring_of(height, width).flatten().to(plane.device)
+    sums = plane.new_zeros((*plane.shape[:-2], int(ring.max()) + 1), dtype=torch.float64)
+    sums.index_add_(-1, ring, plane.double().flatten(-2))
+    counts = torch.bincount(ring, minlength=num + 1)
+    return sums[..., 1 : num + 1] / counts[1 : num + 1]
+
+
+def ring_frequencies(height: int, width: int) -> Tensor:
+    """Radius k / K of the rings 1..K, float64 (K,)."""
+    num = num_rings(height, width)
+    return torch.arange(1, num + 1, dtype=torch.float64) / num

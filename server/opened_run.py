@@ -1,0 +1,90 @@
+"""A run directory that is opened again: its recipe, its summary, its students and its images."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fedkd import config
+from fedkd.errors import ConfigError, DataError
+from fedkd.experiment import Experiment, open_experiment
+from fedkd.models.student import Student
+from fedkd.recipe import Recipe
+
+BEST_STUDENT = "best_student.safetensors"
+PROMPTS = "prompts"
+"""Folder of the clients' prompts in a run directory."""
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """What a run directory holds.
+
+    Attributes:
+        path: The directory.
+        recipe: Its resolved config.
+        summary: What its ``summary.json`` holds.
+    """
+
+    path: Path
+    recipe: Recipe
+    summary: dict[str, Any]
+
+    def experiment(self) -> Experiment:
+        """The experiment, opened as the run had it.
+
+        Raises:
+            DataError: Its images or their division are not those of the run any more.
+            FedkdError: What :func:`fedkd.experiment.open_experiment` raises.
+        """
+        experiment = open_experiment(self.recipe)
+        if experiment.partition.hash != self.summary["partition_hash"]:
+            raise DataError(
+                f"the images that {self.path / 'config.toml'} names are divided otherwise than in "
+                f"the run (partition hash {experiment.partition.hash[:12]}, in its summary.json "
+                f"{str(self.summary['partition_hash'])[:12]}); give it the images that it had"
+            )
+        return experiment
+
+    def student(self, experiment: Experiment, name: str = BEST_STUDENT) -> Student:
+        """A stored student, in eval mode; what did not travel has its initial values.
+
+        Args:
+            experiment: As :meth:`experiment` gives it.
+            name: Of the file in the directory.
+
+        Raises:
+            DataError: No such file, or a damaged one.
+        """
+        try:
+            tensors = load_file(self.path / name)
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"cannot read the student {self.path / name}: {error}; the run's status is "
+                f"{self.summary.get('status')!r}"
+            ) from None
+        student = experiment.build_student()
+        student.load_state_dict({**student.state_dict(), **tensors})
+        return student.eval()
+
+
+def open_run(path: Path) -> OpenedRun:
+    """Read the config and the summary of a run directory.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    for name in ("config.toml", "summary.json"):
+        if not (path / name).is_file():
+            raise ConfigError(
+                f"{path} is no run directory, as it has no {name}; `fedkd run` prints the path of "
+                "the one that it writes, as its last line"
+            )
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path / 'summary.json'} is damaged: {error}") from None
+    return OpenedRun(path, config.load(Recipe, path / "config.toml"), summary)
