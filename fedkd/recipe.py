@@ -12,7 +12,7 @@ from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
-from fedkd.fourier.config import ExploreConfig, PromptConfig
+from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
 from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
@@ -195,6 +195,23 @@ class Recipe(Section):
             if value != allowed:
                 raise ValueError(
                     f"{key} is {value!r}, but objective.name = 'moco' takes {allowed!r} only: {why}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _controls_learn_nothing(self) -> Self:
+        generator = self.prompts.generator
+        if self.objective.name != "fopro" or generator not in CONTROLS:
+            return self
+        for key, value, default, what in (
+            ("explore.gamma", self.explore.gamma, 0.0, "explore"),
+            ("objective.share_prompts", self.objective.share_prompts, False, "share"),
+        ):
+            if value != default:
+                raise ValueError(
+                    f"{key} is {value}, but prompts.generator = {generator!r} is a control, which "
+                    f"learns nothing and has nothing to {what}; leave {key} out, or choose a "
+                    "generator that learns"
                 )
         return self
 

@@ -1,15 +1,18 @@
 """Settings of Fourier prompts and of their exploration."""
 
-from typing import Literal
+import math
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedkd.config import Section
 from fedkd.teachers.moments import PriorForm
 
 PromptForm = Literal["gain", "mix"]
 PromptPer = Literal["image", "batch"]
-GeneratorName = Literal["conv", "jitter", "amplitude_mix"]
+GeneratorName = Literal["conv", "radial", "bank", "mlp", "jitter", "amplitude_mix"]
+CONTROLS: tuple[GeneratorName, ...] = ("jitter", "amplitude_mix")
+"""Generators that learn nothing."""
 
 
 class PromptConfig(Section):
@@ -29,17 +32,48 @@ class PromptConfig(Section):
     max_gain: float = Field(default=4.0, gt=1)
     """Largest factor on an amplitude; the smallest is 1 / max_gain."""
     latent_dim: int = Field(default=64, ge=1)
-    """Length of the generator's random input."""
-    magnitude: float = Field(default=0.5, gt=0, le=10)
-    """Of jitter: mean absolute log-gain in nats, before max_gain bounds it. `fedkd prompts RUN`
-    prints that of learned prompts, which a fair control has too."""
+    """Length of the random input of conv, radial and mlp."""
+    bank_size: int = Field(default=16, ge=2, le=1024)
+    """Of bank: prompts in it, of which one is drawn each time."""
+    magnitude: float = Field(default=0.5, gt=0)
+    """Of jitter: mean absolute log-gain in nats, below log(max_gain). The column prompt_magnitude
+    of clients.csv has that of learned prompts, which a fair control has too."""
     per: PromptPer = "image"
     """Draw a prompt for every image, or one for all images of a batch (3 to 5 times cheaper; the
     strength is drawn for every image either way)."""
 
+    @model_validator(mode="after")
+    def _jitter_stays_in_bounds(self) -> Self:
+        bound = math.log(self.max_gain)
+        if self.generator == "jitter" and self.magnitude >= bound:
+            raise ValueError(
+                f"magnitude is {self.magnitude}, but max_gain = {self.max_gain} bounds log-gains "
+                f"at {bound:.3f}; it must be below that, or max_gain larger"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _amplitude_mix_has_no_gains(self) -> Self:
+        if self.generator != "amplitude_mix":
+            return self
+        # Compared with defaults, not with what was written: a run's config.toml has every key.
+        for key in ("form", "max_gain", "bank_size", "magnitude", "per"):
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if value != default:
+                raise ValueError(
+                    f"{key} is {value!r}, but generator = 'amplitude_mix' has no gains and takes "
+                    f"an amplitude for each image from another one; leave {key} out, or choose "
+                    "another generator"
+                )
+        return self
+
 
 class ExploreConfig(Section):
-    """Training of the Fourier prompt generator."""
+    """Training of the Fourier prompt generator.
+
+    The controls jitter and amplitude_mix train nothing and read only batch_size, the images on
+    which prompts are measured.
+    """
 
     prior_weight: float = Field(default=1.0, ge=0)
     """Weight of the distance from the teacher's feature moments."""
@@ -61,9 +95,17 @@ class ExploreConfig(Section):
     """First steps of a client's generator, without AKD."""
     steps_per_round: int = Field(default=5, ge=0)
     """Steps per round after the warm-up."""
+    epochs_per_round: int | None = Field(default=None, ge=1)
+    """Instead of steps_per_round: passes over the client's images, in batches of batch_size; what
+    does not fill one is left out of a pass. Not given means that steps count."""
+    every: int = Field(default=1, ge=1)
+    """Explore in every so-manieth round of the client, from its first one on, which has the whole
+    warm-up. The generator rests in the others."""
     batch_size: int = Field(default=32, ge=1)
-    """Images per step."""
+    """Images per step, or all that the client has, if they are fewer; also of the batch on which
+    prompts are measured."""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Of Adam."""
+    """Of Adam. bank learns ten times as fast: a step trains only those of its prompts that were
+    drawn."""
     clip_norm: float = Field(default=5.0, gt=0)
     """Largest gradient norm."""

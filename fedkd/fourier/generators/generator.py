@@ -24,12 +24,17 @@ class FourierPromptGenerator(nn.Module):
         latent_dim: Length of z.
         max_gain: Bound of the factor on an amplitude, > 1.
 
+    Attributes:
+        learning_rate_factor: Multiplies ``explore.learning_rate``.
+
     Raises:
         ValueError: If an image is smaller than 16 px.
 
     Source: Elbatel et al., FoPro-KD (see ``fedkd.fourier.prompts``). Differs: the authors'
     generator is not public; all of these are our choice.
     """
+
+    learning_rate_factor = 1.0
 
     def __init__(
         self, channels: int, height: int, width: int, *, latent_dim: int, max_gain: float
