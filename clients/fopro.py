@@ -1,5 +1,7 @@
 """FoPro-KD: EKD whose teacher sees the images through Fourier prompts that it likes."""
 
+import logging
+import math
 from collections.abc import Mapping
 from contextlib import closing
 
@@ -11,12 +13,15 @@ from clients.objective import OnStep
 from fedkd import seeding
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment
-from fedkd.fourier.explore import Explorer, held_out_prior
+from fedkd.fourier.explore import Explorer
 from fedkd.fourier.generators.factory import make_generator
 from fedkd.fourier.prompter import Prompter
+from fedkd.fourier.quality import COLLAPSED_BELOW, measure_prompts
 from fedkd.fourier.spectrum import mean_amplitude
 from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
+
+logger = logging.getLogger(__name__)
 
 MEAN_AMPLITUDE = "mean_amplitude"
 
@@ -93,8 +98,11 @@ class FoPro(EKD):
         """Train the generator: the warm-up in the client's first round, then a few steps a round.
 
         Returns:
-            The terms of the last step, and the prior at full strength on a fixed batch of the
-            client's images with prompts (``prior``) and without (``prior_clean``).
+            Means of the terms over the round's steps after the warm-up, ``explore_prior`` and so
+            on, with the number of steps, ``explore_steps`` (the first round's has the warm-up's).
+            Measures of prompts at full strength on a fixed batch of the client's images:
+            ``prior`` with prompts and ``prior_clean`` without, and ``prompt_*``, see
+            :class:`fedkd.fourier.quality.Quality`.
         """
         if self._recipe.prompts.form == "mix" and self._prompter.mean_amplitude is None:
             self._prompter.mean_amplitude = self._mean_amplitude(loader)
@@ -113,22 +121,30 @@ class FoPro(EKD):
         round_number: int,
         on_step: OnStep | None,
     ) -> dict[str, float]:
-        config, keys = self._recipe.explore, self._keys(round_number)
+        """Explore for one round; returns means over its steps after the warm-up.
+
+        Of a round that was nothing but warm-up, over all steps; of one without a step, no means.
+        """
+        keys = self._keys(round_number)
         student.eval()
         rng = seeding.generator(self._recipe.seed, "explore", *keys)
-        rows = seeding.rng(self._recipe.seed, "explore-images", *keys)
-        size = min(config.batch_size, len(loader))
-        num_steps = config.steps_per_round
-        if explorer.num_steps < config.warm_up_steps:
-            num_steps += config.warm_up_steps - explorer.num_steps
-        terms: dict[str, float] = {}
-        plan = [rows.choice(len(loader), size, replace=False) for _ in range(num_steps)]
+        num_warm_up = explorer.steps_of_warm_up_left
+        plan = explorer.plan_round(
+            len(loader), seeding.rng(self._recipe.seed, "explore-images", *keys)
+        )
+        log: list[dict[str, float]] = []
         with closing(loader.batches(plan)) as loaded:
             for step, (pixels, _) in enumerate(loaded, 1):
-                terms = explorer.step(pixels, rng, student.project)
+                log.append(explorer.step(pixels, rng, student.project))
                 if on_step:
-                    on_step(step, num_steps)
-        return {f"explore_{name}": v for name, v in terms.items() if name != "explore_loss"}
+                    on_step(step, len(plan))
+        counted = log[num_warm_up:] or log
+        means = {
+            f"explore_{name}": math.fsum(terms[name] for terms in counted) / len(counted)
+            for name in (counted[0] if counted else ())
+            if name != "explore_loss"
+        }
+        return {**means, "explore_steps": float(len(plan))}
 
     def target(self, pixels: Tensor) -> Tensor:
         """Features of the prompted images, float (batch, D), a constant."""
@@ -146,14 +162,32 @@ class FoPro(EKD):
         return round_number, self._partition_id
 
     def _measure(self, loader: Loader) -> dict[str, float]:
-        """The prior on the same images and latents in every round, so that rounds compare."""
+        """On the same images and latents in every round, so that rounds compare."""
         seed, client = self._recipe.seed, self._partition_id
         rows = seeding.rng(seed, "prior-images", client)
         size = min(self._recipe.explore.batch_size, len(loader))
-        clean, prompted = held_out_prior(
+        quality = measure_prompts(
             self.teacher,
             self._prompter,
             loader.pixels(rows.choice(len(loader), size, replace=False)),
             seeding.generator(seed, "prior", client),
         )
-        return {"prior": prompted, "prior_clean": clean}
+        rank = quality.effective_rank
+        if self._explorer is not None and self._explorer.notice_collapse(rank):
+            logger.warning(
+                "the prompts of client %d have collapsed: their effective rank is %.1f, below %g; "
+                "a larger explore.diversity_weight or another prompts.generator spreads them",
+                client,
+                rank,
+                COLLAPSED_BELOW,
+            )
+        values = {
+            "prior": quality.prior,
+            "prior_clean": quality.prior_clean,
+            "prompt_diversity": quality.feature_diversity,
+            "prompt_cosine": quality.cosine,
+            "prompt_saturated": quality.saturated,
+        }
+        if self._prompter.generator is None:
+            return values
+        return {**values, "prompt_magnitude": quality.magnitude, "prompt_rank": rank}

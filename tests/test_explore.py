@@ -1,34 +1,36 @@
+"""Explorer: what it trains and leaves alone, which images it sees, how it goes on."""
+
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
-from torch import nn
 
 from fedkd import seeding
-from fedkd.data.dead_leaves import dead_leaves
-from fedkd.errors import TeacherError
+from fedkd.errors import ConfigError, TeacherError
 from fedkd.fourier import spectrum
 from fedkd.fourier.config import ExploreConfig, PromptConfig
-from fedkd.fourier.explore import Explorer, explore_loss, held_out_prior
-from fedkd.fourier.generators.conv import ConvGenerator
+from fedkd.fourier.explore import Explorer
 from fedkd.fourier.prompter import Prompter
-from fedkd.fourier.prompts import (
-    Prompted,
-    diversity_loss,
-    effective_rank,
-    prompt,
-)
-from fedkd.losses.distillation import feature_distillation
+from fedkd.fourier.prompts import effective_rank, prompt
+from fedkd.fourier.quality import measure_prompts
 from fedkd.models.small_resnet import SmallResNet
-from fedkd.teachers.config import TeacherConfig
-from fedkd.teachers.frozen import Teacher, confidence_loss
-from fedkd.teachers.loading import open_teacher
-from fedkd.teachers.moments import layer_divergences, moment_divergence
+from fedkd.teachers.frozen import Teacher
+from tests.prompt_scene import (
+    LEARNED,
+    SIZE,
+    full_prompts,
+    make_explorer,
+    make_generator,
+    make_student,
+    natural,
+    run,
+    target,
+    teacher_on,
+)
 
-SIZE = 32
 TERMS = {
     "explore_loss",
     "prior",
@@ -41,51 +43,6 @@ TERMS = {
 }
 
 
-def natural(num, seed):
-    """Images with the power spectrum 1/f^2 of natural ones, contrast and colour of their own."""
-    rng = seeding.generator(seed, "natural")
-    radius = torch.hypot(torch.fft.fftfreq(SIZE)[:, None], torch.fft.rfftfreq(SIZE)[None])
-    radius[0, 0] = 1.0
-    noise = torch.fft.irfft2(
-        torch.fft.rfft2(torch.randn(num, 3, SIZE, SIZE, generator=rng)) / radius, s=(SIZE, SIZE)
-    )
-    noise = 0.7 * noise.mean(1, keepdim=True) + 0.5 * noise
-    noise = (noise - noise.mean((1, 2, 3), keepdim=True)) / noise.std((1, 2, 3), keepdim=True)
-    level = 0.5 + 0.08 * torch.randn(num, 1, 1, 1, generator=rng)
-    return (level + 0.2 * noise).clamp(0, 1)
-
-
-def target(num, seed):
-    """The same scenes, as a pale, pink, blurred and flat picture of skin would show them."""
-    u = F.avg_pool2d(natural(num, seed), 3, 1, 1, count_include_pad=False)
-    u = 0.75 + 0.35 * (u - u.mean((2, 3), keepdim=True))
-    return (u * torch.tensor([1.1, 0.85, 0.75]).view(3, 1, 1)).clamp(0, 1)
-
-
-def teacher_on(images, head_kind="contrastive"):
-    """A teacher whose BatchNorm statistics are exactly those of the images."""
-    with seeding.isolated(0, "teacher"):
-        network = SmallResNet((8, 16, 32), all_stages=True)
-        head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16))
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1.0
-    with torch.no_grad():
-        network.train()((images - 0.5) / 0.25)
-    has_head = head_kind != "none"
-    return Teacher(
-        "test",
-        network,
-        num_features=56,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        input_size=None,
-        head=head if has_head else None,
-        head_kind=head_kind,
-        head_slice=slice(24, None) if has_head else None,
-    )
-
-
 @pytest.fixture(scope="module")
 def teacher():
     return teacher_on(natural(512, seed=1))
@@ -93,99 +50,34 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def student():
-    with seeding.isolated(0, "student"):
-        return nn.Sequential(SmallResNet((8, 16)), nn.Linear(16, 56)).eval()
-
-
-def make_generator(seed=0):
-    with seeding.isolated(seed, "fpg"):
-        return ConvGenerator(3, SIZE, SIZE, latent_dim=64, max_gain=4.0)
-
-
-def make_explorer(teacher, prompts=None, mean_amplitude=None, **config):
-    prompter = Prompter(prompts or PromptConfig(), make_generator(), mean_amplitude)
-    return Explorer(prompter, teacher, ExploreConfig(**config))
-
-
-def run(explorer, images, start, end, project=None):
-    """Steps ``start`` to ``end``, each with a batch and draws of its own."""
-    log = []
-    for step in range(start, end):
-        rng = seeding.generator(0, "explore", step)
-        rows = torch.randint(len(images), (16,), generator=rng)
-        log.append(explorer.step(images[rows], rng, project))
-    return log
+    return make_student()
 
 
 @pytest.fixture(scope="module")
-def explored(teacher):
-    """A generator after 60 steps, with its log and what the teacher was before."""
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    explorer = make_explorer(teacher)
-    return explorer, run(explorer, target(256, seed=2), 0, 60), before
+def explored(teacher, request):
+    """A generator after 60 steps, with its log."""
+    explorer = make_explorer(teacher, PromptConfig(generator=request.param))
+    return explorer, run(explorer, target(256, seed=2), 0, 60)
 
 
-def full_prompts(generator, images, seed=0):
-    z = torch.randn(len(images), 64, generator=seeding.generator(seed, "z"))
-    with torch.no_grad():
-        gains = generator(z)
-        strength = torch.ones(len(images))
-        return gains, prompt(images, gains, strength, form="gain", keep_dc=False).pixels
+@pytest.mark.parametrize("explored", LEARNED, indirect=True)
+def test_prompts_do_not_collapse_to_one_direction_but_for_those_of_mlp(explored):
+    # Oracle O11.
+    explorer, _ = explored
+    gains, _ = full_prompts(explorer.generator, target(128, seed=9))
+    assert (effective_rank(gains) > 3) == (explorer.prompter.config.generator != "mlp")
 
 
-def test_prior_is_zero_on_the_teachers_own_data_in_every_layer(teacher):
-    # Oracle O8. Fresh images of the same kind only differ by sampling.
-    for images, tolerance in ((natural(512, seed=1), 1e-5), (natural(512, seed=9), 5e-3)):
-        layers = layer_divergences(teacher.observe(images).moments, teacher.reference)
-        assert len(layers) == 9
-        assert max(layers.values()) < tolerance
-
-
-def test_prior_ranks_natural_below_target_below_flat_images(teacher):
-    # Oracle O8.
-    values = [
-        float(moment_divergence(teacher.observe(images).moments, teacher.reference))
-        for images in (natural(128, 9), target(128, 9), torch.full((128, 3, SIZE, SIZE), 0.5))
-    ]
-    assert values[0] < 0.01
-    assert values[0] < values[1] / 10
-    assert values[1] < values[2] / 1.5
-
-
-def test_prior_of_the_shipped_teacher_is_near_zero_on_its_own_kind_of_images_only():
-    # Oracle O8 for the default teacher, at the size it was made to be read at.
-    shipped = open_teacher(TeacherConfig())
-    leaves = torch.from_numpy(dead_leaves(64, 64, seed=77)).float() / 255
-    own = layer_divergences(shipped.observe(leaves).moments, shipped.reference)
-    assert max(own.values()) < 0.05
-    flat = layer_divergences(shipped.observe(leaves * 0 + 0.5).moments, shipped.reference)
-    assert min(flat.values()) > 0.2
-
-
+@pytest.mark.parametrize("explored", LEARNED, indirect=True)
 def test_exploration_lowers_the_prior_of_held_out_images(teacher, explored):
     # Oracle O10.
-    explorer, log, _ = explored
+    explorer, log = explored
     rng = seeding.generator(0, "held-out")
-    clean, prompted = held_out_prior(teacher, explorer.prompter, target(128, seed=9), rng)
-    assert prompted < 0.5 * clean
+    seen = measure_prompts(teacher, explorer.prompter, target(128, seed=9), rng)
+    assert seen.prior < 0.5 * seen.prior_clean
     assert all(math.isfinite(value) for terms in log for value in terms.values())
     assert all(terms.keys() == TERMS for terms in log)
     assert log[-1]["explore_loss"] < log[0]["explore_loss"]
-
-
-def test_an_untrained_generator_hardly_changes_the_prior(teacher):
-    images = target(128, seed=9)
-    rng = seeding.generator(0, "held-out")
-    prompter = Prompter(PromptConfig(), make_generator())
-    clean, prompted = held_out_prior(teacher, prompter, images, rng)
-    assert clean == float(moment_divergence(teacher.observe(images).moments, teacher.reference))
-    assert prompted == pytest.approx(clean, rel=0.2)
-
-
-def test_prompts_do_not_collapse_to_one_direction(explored):
-    # Oracle O11.
-    gains, _ = full_prompts(explored[0].generator, target(128, seed=9))
-    assert effective_rank(gains) > 3
 
 
 def test_the_penalty_keeps_prompted_images_in_range(teacher):
@@ -199,31 +91,17 @@ def test_the_penalty_keeps_prompted_images_in_range(teacher):
     assert out_of_range[10.0] < 0.5 * out_of_range[0.0]
 
 
-def test_more_gamma_means_more_disagreement(teacher, student, explored):
-    # Oracle O12: from one warm start, on held-out images.
-    warm, images = explored[0].state(), target(128, seed=9)
-    images_train = target(256, seed=2)
-    disagreements = []
-    for gamma in (0.0, 1.0, 3.0):
-        explorer = make_explorer(teacher, gamma=gamma)
-        explorer.load_state(warm)
-        run(explorer, images_train, 60, 80, student)
-        _, prompted = full_prompts(explorer.generator, images)
-        with torch.no_grad():
-            loss = feature_distillation(student(images), teacher.features(prompted))
-        disagreements.append(float(loss.mean()))
-    assert disagreements[0] < disagreements[1] < disagreements[2]
-
-
-def test_exploration_changes_the_generator_alone(teacher, student, explored):
+@pytest.mark.parametrize("generator", LEARNED)
+def test_exploration_changes_the_generator_alone(teacher, student, generator):
     # Oracle O9: to the bit, with AKD in effect.
-    _, _, before = explored
     pupil = copy.deepcopy(student)
-    explorer = make_explorer(teacher, gamma=0.3, warm_up_steps=0)
+    before = [copy.deepcopy(module.state_dict()) for module in (teacher, pupil)]
+    prompts = PromptConfig(generator=generator)
+    explorer = make_explorer(teacher, prompts, gamma=0.3, warm_up_steps=0)
     start = copy.deepcopy(explorer.generator.state_dict())
     log = run(explorer, target(32, seed=2), 0, 2, pupil)
     assert log[0]["gamma_effective"] == 0.3
-    for module, expected in ((teacher, before), (pupil, student.state_dict())):
+    for module, expected in zip((teacher, pupil), before, strict=True):
         for name, value in module.state_dict().items():
             assert torch.equal(value, expected[name]), name
     assert all(p.grad is None for m in (teacher, pupil) for p in m.parameters())
@@ -270,116 +148,6 @@ def test_state_of_a_fresh_explorer_resets_a_used_one(teacher):
     assert run(used, images, 0, 2) == run(fresh, images, 0, 2)
 
 
-def test_loss_is_the_weighted_sum_of_its_terms(teacher, student):
-    images = target(6, seed=3)
-    gains, pixels = full_prompts(make_generator(), images)
-    z = torch.randn(6, 64, generator=seeding.generator(0, "z"))
-    config = ExploreConfig(
-        prior_weight=2, confidence_weight=3, diversity_weight=5, out_of_range_weight=7
-    )
-    clean, seen = teacher.observe(images), teacher.observe(pixels)
-    with torch.no_grad():
-        projection = student(images)
-    prompted = Prompted(pixels, torch.tensor(0.25))
-    terms = explore_loss(
-        teacher, prompted, clean, gains, z, config, gamma=11.0, projection=projection
-    )
-    expected = {
-        "prior": moment_divergence(seen.moments, teacher.reference),
-        "confidence": confidence_loss(seen, clean, "contrastive", 0.2),
-        "diversity": diversity_loss(gains, z),
-        "out_of_range": torch.tensor(0.25),
-        "disagreement": feature_distillation(projection, seen.features).mean(),
-    }
-    weights = (2, 3, 5, 7, -11)
-    total = sum(w * float(v) for w, v in zip(weights, expected.values(), strict=True))
-    assert terms.keys() == {"explore_loss", *expected}
-    for name, value in expected.items():
-        assert float(terms[name]) == pytest.approx(float(value), rel=1e-5), name
-    assert float(terms["explore_loss"]) == pytest.approx(total, rel=1e-5)
-
-
-def test_gradient_of_the_loss_is_that_of_finite_differences():
-    with seeding.isolated(0, "teacher"):
-        network, head = SmallResNet((2, 3)), nn.Linear(3, 2)
-    images = natural(3, seed=4)[..., :8, :8].double()
-    teacher = Teacher(
-        "tiny",
-        network,
-        num_features=3,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        input_size=None,
-        head=head,
-        head_kind="contrastive",
-    ).double()
-    teacher.measure_reference([natural(8, seed=5)])
-    clean = teacher.observe(images)
-    rng = seeding.generator(0, "gains")
-    z = torch.randn(3, 4, generator=rng, dtype=torch.float64)
-    gains = 0.1 * torch.randn(3, 3, 8, 5, generator=rng, dtype=torch.float64)
-
-    def loss(values):
-        symmetric = spectrum.symmetrise(values, 8)
-        seen = prompt(images, symmetric, torch.ones(3).double(), form="gain", keep_dc=False)
-        projection = torch.ones(3, 3, dtype=torch.float64)
-        config = ExploreConfig(confidence_weight=1.0)
-        terms = explore_loss(
-            teacher, seen, clean, symmetric, z, config, gamma=0.3, projection=projection
-        )
-        return terms["explore_loss"]
-
-    assert torch.autograd.gradcheck(loss, gains.requires_grad_(), fast_mode=True, eps=1e-7)
-
-
-def test_gamma_without_a_projection_is_refused(teacher):
-    explorer = make_explorer(teacher, gamma=0.3, warm_up_steps=1)
-    images = target(8, seed=2)
-    rng = seeding.generator(0, "explore")
-    explorer.step(images, rng)  # the warm-up needs none
-    with pytest.raises(ValueError, match=r"gamma is 0\.3; the student's projection is needed"):
-        explorer.step(images, rng)
-
-
-def test_the_student_is_asked_only_when_akd_is_in_effect_and_without_gradients(teacher, student):
-    calls = []
-
-    def project(images):
-        calls.append((images.clone(), torch.is_grad_enabled()))
-        return student(images)
-
-    explorer = make_explorer(teacher, gamma=0.3, warm_up_steps=2)
-    images = target(8, seed=2)
-    rng = seeding.generator(0, "explore")
-    logs = [explorer.step(images, rng, project) for _ in range(3)]
-    assert [terms["gamma_effective"] for terms in logs] == [0.0, 0.0, 0.3]
-    assert [terms["disagreement"] > 0 for terms in logs] == [False, False, True]
-    assert len(calls) == 1
-    assert torch.equal(calls[0][0], images)  # un-prompted
-    assert not calls[0][1]
-
-
-def test_gamma_is_halved_while_the_running_prior_exceeds_that_of_clean_images(teacher):
-    # The guard alone, with the priors of made-up steps.
-    explorer = make_explorer(teacher, gamma=0.8, warm_up_steps=1)
-    seen = []
-    for prior in (5.0, 5.0, 5.0, 0.0, 0.0, 0.0, -40.0, 0.0, 0.0, 0.0):
-        explorer._guard(prior, 4.0)
-        seen.append((round(explorer.running_prior, 4), explorer.effective_gamma))
-    assert explorer.running_clean_prior == pytest.approx(4.0)
-    # Running means by hand: 5, 5, 5, 4.5, 4.05, 3.645, 0.9 * 3.645 - 4 = -0.7195, ...
-    assert [mean for mean, _ in seen[:7]] == [5, 5, 5, 4.5, 4.05, 3.645, -0.7195]
-    # No halving during the warm-up, then four of them, then back, one doubling a step, to 0.8.
-    assert [gamma for _, gamma in seen] == [0.8, 0.4, 0.2, 0.1, 0.05, 0.1, 0.2, 0.4, 0.8, 0.8]
-
-
-def test_gamma_is_halved_ten_times_at_most(teacher):
-    explorer = make_explorer(teacher, gamma=1.0, warm_up_steps=0)
-    for _ in range(15):
-        explorer._guard(5.0, 4.0)
-    assert explorer.effective_gamma == 2**-10
-
-
 @pytest.mark.parametrize("head_kind", ["supervised", "none"])
 @pytest.mark.parametrize("prior", ["kl", "l2"])
 def test_every_kind_of_head_and_prior_trains_the_generator(head_kind, prior):
@@ -423,7 +191,8 @@ def test_a_gradient_that_is_not_finite_is_raised_and_changes_nothing(teacher):
     before = explorer.state()
     images = target(4, seed=2)
     images[0, 0, 0, 0] = math.nan
-    with pytest.raises(RuntimeError, match="non-finite"):
+    text = r"step 1 of exploration has a gradient that is not finite .*learning_rate \(it is 0.002"
+    with pytest.raises(ConfigError, match=text):
         explorer.step(images, seeding.generator(0, "explore"))
     assert all(torch.equal(value, before[name]) for name, value in explorer.state().items())
 
@@ -452,8 +221,80 @@ def test_mix_without_mean_amplitude_is_refused(teacher):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"prior": "js"}, {"temperature": 0}, {"gamma": -1}, {"batch_size": 0}, {"clip_norm": 0}],
+    [
+        {"prior": "js"},
+        {"temperature": 0},
+        {"gamma": -1},
+        {"batch_size": 0},
+        {"clip_norm": 0},
+        {"every": 0},
+        {"epochs_per_round": 0},
+    ],
 )
 def test_config_refuses_values_out_of_range(wrong):
     with pytest.raises(ValidationError):
         ExploreConfig(**wrong)
+
+
+def plans(num_images, num_rounds, **config):
+    """The plans of some rounds of a client that explores nothing but its plans."""
+    explorer = make_explorer(teacher_on(natural(8, seed=1)), **config)
+    for number in range(num_rounds):
+        plan = explorer.plan_round(num_images, seeding.rng(0, "plan", number))
+        explorer.num_steps += len(plan)
+        yield plan
+
+
+def test_a_round_has_the_rest_of_the_warm_up_and_its_own_steps():
+    config = {"warm_up_steps": 3, "steps_per_round": 2, "batch_size": 4}
+    first, second = plans(10, 2, **config)
+    assert [len(first), len(second)] == [5, 2]
+    assert all(len(set(rows.tolist())) == 4 for rows in first + second)
+    assert max(np.concatenate(first)) < 10
+
+
+def test_epochs_see_every_image_once_but_for_what_fills_no_batch():
+    config = {"warm_up_steps": 1, "steps_per_round": 9, "batch_size": 4, "epochs_per_round": 2}
+    first, second = plans(10, 2, **config)
+    assert [len(first), len(second)] == [1 + 4, 4]
+    for epoch in (first[1:3], first[3:], second[:2], second[2:]):
+        assert len(set(np.concatenate(epoch).tolist())) == 8
+    (whole,) = plans(8, 1, **{**config, "warm_up_steps": 0})
+    assert sorted(np.concatenate(whole[:2])) == list(range(8))
+    (few,) = plans(3, 1, **{**config, "warm_up_steps": 0})
+    assert [sorted(rows.tolist()) for rows in few] == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_every_counts_the_clients_own_rounds_from_its_first():
+    config = {"warm_up_steps": 4, "steps_per_round": 2, "every": 3}
+    assert [len(plan) for plan in plans(10, 7, **config)] == [6, 0, 0, 2, 0, 0, 2]
+
+
+def test_rounds_are_counted_on_from_the_state(teacher):
+    explorer, resumed = (make_explorer(teacher, warm_up_steps=0, every=2) for _ in range(2))
+    explorer.plan_round(10, seeding.rng(0, "plan"))
+    resumed.load_state(explorer.state())
+    assert resumed.plan_round(10, seeding.rng(0, "plan")) == []
+
+
+def test_a_collapse_is_noticed_once_and_not_during_the_warm_up(teacher):
+    explorer = make_explorer(teacher, warm_up_steps=1)
+    assert not explorer.notice_collapse(1.0)
+    explorer.num_steps = 1
+    assert [explorer.notice_collapse(rank) for rank in (3.0, 2.9, 1.0)] == [False, True, False]
+    resumed = make_explorer(teacher, warm_up_steps=1)
+    resumed.load_state(explorer.state())
+    assert not resumed.notice_collapse(1.0)
+
+
+def test_a_generator_learns_at_its_own_rate(teacher):
+    for name, rate in (("conv", 2e-3), ("bank", 2e-2)):
+        explorer = make_explorer(teacher, PromptConfig(generator=name))
+        before = [one.detach().clone() for one in explorer.generator.parameters()]
+        explorer.step(target(16, seed=2), seeding.generator(0, "explore"))
+        moved = [
+            (after - old).abs().max().item()
+            for after, old in zip(explorer.generator.parameters(), before, strict=True)
+        ]
+        # The first step of Adam is the learning rate, whatever the gradient.
+        assert max(moved) == pytest.approx(rate, rel=1e-2)

@@ -11,12 +11,16 @@ public; those here are our choice, measured on a prototype.
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.data.images import Integers
+from fedkd.errors import ConfigError
 from fedkd.fourier.config import ExploreConfig
 from fedkd.fourier.prompter import Prompter
 from fedkd.fourier.prompts import Prompted, diversity_loss
+from fedkd.fourier.quality import COLLAPSED_BELOW
 from fedkd.losses.distillation import feature_distillation
 from fedkd.teachers.frozen import Observation, Teacher, confidence_loss
 from fedkd.teachers.moments import moment_divergence
@@ -103,17 +107,57 @@ class Explorer:
         self.generator = prompter.generator
         self.teacher = teacher
         self.config = config
+        self.num_rounds = 0
         self.num_steps = 0
         self.num_halvings = 0
+        self.has_collapsed = False
         self.running_prior = 0.0
         self.running_clean_prior = 0.0
         self._reference = teacher.reference
-        self._adam = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate)
+        self._adam = torch.optim.Adam(
+            self.generator.parameters(),
+            lr=config.learning_rate * self.generator.learning_rate_factor,
+        )
+
+    @property
+    def steps_of_warm_up_left(self) -> int:
+        """Steps that are still to be taken without AKD."""
+        return max(self.config.warm_up_steps - self.num_steps, 0)
+
+    def plan_round(self, num_images: int, rng: np.random.Generator) -> list[Integers]:
+        """Which images each step of the client's next round is of; called once in every round.
+
+        What is left of the warm-up comes first, in a round that explores at all (``every``).
+
+        Args:
+            num_images: That the client has; a batch is at most so large.
+            rng: Of the draws, which are without replacement in a batch, and in an epoch.
+        """
+        config, size = self.config, min(self.config.batch_size, num_images)
+        explores = self.num_rounds % config.every == 0
+        self.num_rounds += 1
+        if not explores:
+            return []
+        num_drawn = self.steps_of_warm_up_left
+        if config.epochs_per_round is None:
+            num_drawn += config.steps_per_round
+        plan = [rng.choice(num_images, size, replace=False) for _ in range(num_drawn)]
+        for _ in range(config.epochs_per_round or 0):
+            order = rng.permutation(num_images)
+            # Moments depend on how many images they are of: a smaller last batch is left out.
+            plan += [order[i : i + size] for i in range(0, num_images - size + 1, size)]
+        return plan
+
+    def notice_collapse(self, rank: float) -> bool:
+        """Whether this effective rank is the first after the warm-up that is alarmingly low."""
+        first = not (self.has_collapsed or self.steps_of_warm_up_left) and rank < COLLAPSED_BELOW
+        self.has_collapsed |= first
+        return first
 
     @property
     def effective_gamma(self) -> float:
         """Weight of the disagreement in the next step; 0 during the warm-up."""
-        if self.num_steps < self.config.warm_up_steps:
+        if self.steps_of_warm_up_left:
             return 0.0
         return math.ldexp(self.config.gamma, -self.num_halvings)
 
@@ -137,7 +181,7 @@ class Explorer:
 
         Raises:
             ValueError: If AKD is in effect and ``project`` is missing.
-            RuntimeError: If a gradient is not finite; nothing is then changed.
+            ConfigError: If a gradient is not finite; nothing is then changed.
         """
         gamma, config = self.effective_gamma, self.config
         with torch.no_grad():
@@ -160,9 +204,13 @@ class Explorer:
         )
         self._adam.zero_grad(set_to_none=True)
         terms["explore_loss"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(
-            self.generator.parameters(), config.clip_norm, error_if_nonfinite=True
-        )
+        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), config.clip_norm)
+        if not norm.isfinite():
+            raise ConfigError(
+                f"step {self.num_steps + 1} of exploration has a gradient that is not finite "
+                f"(explore_loss {terms['explore_loss'].item():.3g}); use a lower "
+                f"explore.learning_rate (it is {config.learning_rate})"
+            )
         self._adam.step()
         values = {name: value.item() for name, value in terms.items()}
         values = {"disagreement": 0.0, **values, "clean_prior": clean_prior.item()}
@@ -187,8 +235,10 @@ class Explorer:
             "generator": self.generator.state_dict(),
             "optimizer": optimizer_state(self._adam),
             "explorer": {
+                "num_rounds": torch.tensor(self.num_rounds),
                 "num_steps": torch.tensor(self.num_steps),
                 "num_halvings": torch.tensor(self.num_halvings),
+                "has_collapsed": torch.tensor(int(self.has_collapsed)),
                 "running_prior": torch.tensor(self.running_prior, dtype=torch.float64),
                 "running_clean_prior": torch.tensor(self.running_clean_prior, dtype=torch.float64),
             },
@@ -209,25 +259,9 @@ class Explorer:
         self._adam.state.clear()
         load_optimizer_state(self._adam, parts["optimizer"])
         scalars = parts["explorer"]
+        self.num_rounds = int(scalars["num_rounds"])
         self.num_steps = int(scalars["num_steps"])
         self.num_halvings = int(scalars["num_halvings"])
+        self.has_collapsed = bool(scalars["has_collapsed"])
         self.running_prior = float(scalars["running_prior"])
         self.running_clean_prior = float(scalars["running_clean_prior"])
-
-
-@torch.no_grad()
-def held_out_prior(
-    teacher: Teacher, prompter: Prompter, pixels: Tensor, rng: torch.Generator
-) -> tuple[float, float]:
-    """L_prior (kl) of images the generator was not trained on: (without, with full prompts).
-
-    Args:
-        teacher: Frozen, with reference moments.
-        prompter: Its prompts are drawn at strength 1, one for each image.
-        pixels: One batch, float in [0, 1]; only values of equally many images can be compared.
-        rng: CPU generator of the latents.
-    """
-    prompted = prompter.full(pixels, rng)
-    seen = [teacher.observe(images).moments for images in (pixels, prompted.pixels)]
-    clean, full = (moment_divergence(moments, teacher.reference).item() for moments in seen)
-    return clean, full

@@ -14,6 +14,8 @@ from torch import Tensor
 from fedkd.fourier.config import PromptForm, PromptPer
 from fedkd.fourier.spectrum import amplitude, empty_bins, irfft2, rfft2
 
+ROUNDING = 1e-4  # of pixels in float32, a fortieth of a grey level; transforms are off by 1e-6
+
 
 class Prompted(NamedTuple):
     """Prompted images.
@@ -21,10 +23,12 @@ class Prompted(NamedTuple):
     Attributes:
         pixels: Clamped to [0, 1], float (batch, channels, height, width).
         out_of_range: Mean distance by which pixels had left [0, 1] before, scalar.
+        saturated: Share of pixels that had left it, by more than rounding does, scalar.
     """
 
     pixels: Tensor
     out_of_range: Tensor
+    saturated: Tensor
 
 
 def draw_latents(
@@ -123,7 +127,9 @@ def prompt(
     raw = apply_prompt(
         pixels, log_gain, strength, form=form, keep_dc=keep_dc, mean_amplitude=mean_amplitude
     )
-    return Prompted(raw.clamp(0, 1), (F.relu(-raw) + F.relu(raw - 1)).mean())
+    distance = F.relu(-raw) + F.relu(raw - 1)
+    saturated = (distance.detach() > ROUNDING).to(raw.dtype).mean()
+    return Prompted(raw.clamp(0, 1), distance.mean(), saturated)
 
 
 def diversity_loss(log_gains: Tensor, latents: Tensor) -> Tensor:
