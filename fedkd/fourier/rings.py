@@ -11,7 +11,8 @@ def radii(height: int, width: int) -> Tensor:
     """Radial frequency of each bin of the full plane, float64 (height, width), unshifted.
 
     sqrt((2 f_u)^2 + (2 f_v)^2) with f in cycles per px: 0 for the mean, 1 for the highest frequency
-    along an axis, up to sqrt(2) in the corners.
+    along an axis of even length ((n - 1) / n for an odd n), up to sqrt(2) in the corners. A wave of
+    radius r has a period of 2 / r px.
     """
     rows = 2 * torch.fft.fftfreq(height, dtype=torch.float64)
     columns = 2 * torch.fft.fftfreq(width, dtype=torch.float64)
@@ -19,14 +20,15 @@ def radii(height: int, width: int) -> Tensor:
 
 
 def num_rings(height: int, width: int) -> int:
-    """Rings K of the plane: half the shorter side."""
+    """Rings K of the plane: half the shorter side, rounded down; 0 for a side of 1 px."""
     return min(height, width) // 2
 
 
 def ring_of(height: int, width: int) -> Tensor:
     """Ring round(radius K) of each bin, int64 (height, width): 0 is the mean, above K the corners.
 
-    Ring k has the radius k / K.
+    Ring k has the radius k / K, and none of 1..K is empty. Of an image twice as long as wide, or
+    longer, ring 0 holds the slowest waves along the longer side too, which no ring resolves.
     """
     return torch.round(radii(height, width) * num_rings(height, width)).long()
 
@@ -40,7 +42,7 @@ def ring_means(plane: Tensor) -> Tensor:
         plane: Float (..., height, width), unshifted.
 
     Returns:
-        Float64 (..., K).
+        Float64 (..., K); no ring for a side of 1 px.
     """
     height, width = plane.shape[-2:]
     num, ring = num_rings(height, width), ring_of(height, width).flatten().to(plane.device)
