@@ -145,6 +145,9 @@ class Recipe(Section):
     and file."""
     output: str = "runs"
     """Folder under which every run makes a folder of its own."""
+    keep_students_every: int = Field(default=0, ge=0)
+    """Keep the global student of every so many rounds, and the initial one as round 0, in the run's
+    folder students, for `fedkd spectrum --rounds`; 0 keeps none. No number depends on it."""
     data: DataConfig = LesionsConfig()
     """Images and their splits."""
     long_tail: LongTailConfig = LongTailConfig()
@@ -229,8 +232,15 @@ class Recipe(Section):
         return {"data": data, "long_tail": self.long_tail.model_dump(mode="json")}
 
     def hash(self) -> str:
-        """SHA-256 over all that can change a number: all but names and how files are read."""
-        values = self.model_dump(
-            mode="json", exclude={"name": True, "output": True, "data": CHANGES_NO_NUMBER}
-        )
+        """SHA-256 over all that can change a number.
+
+        All but names, what is kept, and how files are read.
+        """
+        left_out: dict[str, Any] = {
+            "name": True,
+            "output": True,
+            "keep_students_every": True,
+            "data": CHANGES_NO_NUMBER,
+        }
+        values = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
     _add_probe(commands)
+    _add_spectrum(commands)
     _add_data(commands)
     _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
@@ -71,6 +72,50 @@ def _add_probe(commands: Subparsers) -> None:
         "--test", action="store_true", help="score the test split as well: once, at the end"
     )
     probe.add_argument("--output", help="folder for the files (default: in the recipe's output)")
+
+
+def _add_spectrum(commands: Subparsers) -> None:
+    text = "which spatial frequencies networks respond to: curves, heat maps, band shares"
+    spectrum = _add(commands, "spectrum", text)
+    spectrum.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a run directory (its best student; RUN:teacher its teacher, RUN:initial its student "
+        "before training), a teacher's name, or a file that `fedkd pretrain` wrote; config values "
+        "to change, such as data.size=64, may follow",
+    )
+    spectrum.add_argument(
+        "--data",
+        metavar="NAME | CONFIG",
+        help="a data set's name, or a recipe (default: the recipe of the first run)",
+    )
+    spectrum.add_argument(
+        "--by", choices=("class", "hospital"), help="a row for each class or hospital"
+    )
+    spectrum.add_argument(
+        "--split", choices=("val", "train", "test"), default="val", help="default: val"
+    )
+    spectrum.add_argument(
+        "--images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="at most so many images, drawn at random; with --by of each group (default: 256)",
+    )
+    spectrum.add_argument(
+        "--score",
+        choices=("ce", "top", "features"),
+        help="whose gradient: cross-entropy of the true label (default for students alone), "
+        "largest logit, or random projections of the features (default otherwise)",
+    )
+    spectrum.add_argument(
+        "--rounds",
+        action="store_true",
+        help="a row for each round whose student was kept (keep_students_every)",
+    )
+    spectrum.add_argument("--output", help="folder for the files (default: in the recipe's output)")
+    spectrum.set_defaults(overrides=[])
 
 
 def _add_data(commands: Subparsers) -> None:

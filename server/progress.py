@@ -84,3 +84,31 @@ class TerminalProgress:
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False)
         self._spoke = time.monotonic()
+
+
+class Bar:
+    """A bar on a terminal; elsewhere a line at each new step, and when one takes long."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("")
+        self._what, self._spoke = "", time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that so many of ``total`` are done of what is being done."""
+        self._bar.update(self._task, description=what, completed=done, total=total)
+        late = time.monotonic() - self._spoke > QUIET_S
+        if not self._console.is_terminal and (what != self._what or late):
+            self._console.print(f"{what} {done}/{total}", highlight=False, markup=False)
+            self._spoke = time.monotonic()
+        self._what = what

@@ -22,6 +22,7 @@ from fedkd.partition import Partition
 from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
+from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
 from server.pictures.curves import plot_curves
 from server.scoreboard import Scoreboard, student_arrays
@@ -75,6 +76,8 @@ class RunDirectory:
         directory._write_text("config.toml", config.dump(recipe))
         directory._write_partition()
         directory._write_summary({"status": "running"})
+        if recipe.keep_students_every:
+            directory._keep_student(0, experiment.build_student().state_dict())
         return directory
 
     def __enter__(self) -> "RunDirectory":
@@ -100,9 +103,12 @@ class RunDirectory:
         """Nothing to write."""
 
     def round_finished(self, board: Scoreboard) -> None:
-        """Write the tables anew with the new rows."""
+        """Write the tables anew with the new rows, and the student if it is to be kept."""
         self._write_table("rounds.csv", pd.DataFrame(board.rounds))
         self._write_table("clients.csv", pd.DataFrame(board.clients))
+        number, every = board.rounds[-1]["round"], self._experiment.recipe.keep_students_every
+        if every and number % every == 0:
+            self._keep_student(number, board.latest)
 
     def finish(self, board: Scoreboard, arrays: Arrays) -> dict[str, Any]:
         """Write predictions, students, picture and summary; returns the summary."""
@@ -116,8 +122,7 @@ class RunDirectory:
             ("student.safetensors", student_arrays(arrays)),
             ("best_student.safetensors", board.best_arrays),
         ):
-            with files.replacing(self.path / name) as part:
-                save_file({key: t.contiguous() for key, t in tensors.items()}, part)
+            self._write_student(name, tensors)
         if self._experiment.scored_by_neighbours:
             write_teacher(board, self.path / TEACHER, self._mode)
         title = self._experiment.recipe.name
@@ -133,6 +138,14 @@ class RunDirectory:
         data_set = None if self._experiment.images_given else recipe.data_set()
         described = manifest.describe(divided, train, settings, recipe.seed, data_set)
         self._write_text("partition.json", manifest.to_json(described))
+
+    def _keep_student(self, round_number: int, tensors: Arrays) -> None:
+        (self.path / STUDENTS).mkdir(exist_ok=True)
+        self._write_student(kept_student(round_number), tensors)
+
+    def _write_student(self, name: str, tensors: Arrays) -> None:
+        with files.replacing(self.path / name) as part:
+            save_file({key: t.contiguous() for key, t in tensors.items()}, part)
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
         summary = {**identity(self._experiment, self._mode), **values}

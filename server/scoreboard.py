@@ -52,6 +52,7 @@ class Scoreboard:
         experiment: What is run.
         rounds: A row per round.
         clients: A row per client and round.
+        latest: The global student after the last round.
         best_round: Round whose student scored best on val, the first one of equals; 0 before any.
         best_val: Its scores.
         best_arrays: That student.
@@ -66,6 +67,7 @@ class Scoreboard:
     predict: Predict | None = None
     rounds: list[Row] = field(default_factory=list)
     clients: list[Row] = field(default_factory=list)
+    latest: Arrays = field(default_factory=dict)
     best_round: int = 0
     best_val: Evaluation | None = None
     best_arrays: Arrays = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Scoreboard:
             seconds: Duration of training and aggregation.
         """
         reports = list(reports)
-        student = student_arrays(arrays)
+        student = self.latest = student_arrays(arrays)
         val = validate(self.experiment, self._predict, student, round_number)
         row: Row = {"round": round_number, **_pooled([metrics for _, metrics in reports])}
         row.update({f"val_{name}": value for name, value in val.scalars().items()})

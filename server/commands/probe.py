@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -14,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from fedkd import config, files
@@ -35,7 +33,7 @@ from fedkd.teachers.stored import read_card
 from server import terminal
 from server.commands.data import require_name
 from server.pictures.feature_space import plot_feature_space
-from server.progress import QUIET_S
+from server.progress import Bar
 
 
 def probe(options: argparse.Namespace) -> None:
@@ -52,7 +50,7 @@ def probe(options: argparse.Namespace) -> None:
         if recipe.engine.num_threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(recipe.engine.num_threads)
-        tell = stack.enter_context(_Bar(terminal.stderr()))
+        tell = stack.enter_context(Bar(terminal.stderr()))
         reader = Reader(device, recipe.evaluation.batch_size, tell)
         features = worth.read_features(
             recipe.teacher, teacher, splits, reader, recipe.seed, options.test
@@ -193,28 +191,3 @@ def _card(teacher: OneTeacherConfig) -> Any:
         return asdict(zoo.card_of(teacher.name))
     beside = weights_path(teacher).with_suffix(".json")
     return read_card(beside) if beside.is_file() else None
-
-
-class _Bar:
-    """A bar on a terminal; elsewhere a line at each new step, and when one takes long."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("")
-        self._what, self._spoke = "", time.monotonic()
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=total)
-        late = time.monotonic() - self._spoke > QUIET_S
-        if not self._console.is_terminal and (what != self._what or late):
-            self._console.print(f"{what} {done}/{total}", highlight=False, markup=False)
-            self._spoke = time.monotonic()
-        self._what = what

@@ -21,6 +21,7 @@ from server import terminal
 from server.commands.data import data
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
+from server.commands.spectrum import spectrum
 from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
@@ -96,6 +97,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "config": show_config,
     "pretrain": pretrain,
     "probe": probe,
+    "spectrum": spectrum,
     "data": data,
     "teachers": teachers,
     "list": catalog,
