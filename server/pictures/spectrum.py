@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fedkd.fourier.priority_curve import PriorityCurve
 from fedkd.probing.worth import MIN_GROUPS
@@ -119,6 +120,8 @@ def plot_heat_maps(
         points.set_xlabel("centroid, 95 % interval")
         bar = figure.colorbar(drawn, ax=list(grid[:, 0]), location="bottom", aspect=45,
                               shrink=0.8)  # fmt: skip
+        above = [tick for tick in MaxNLocator(5).tick_values(1, top) if 1 < tick <= top]
+        bar.set_ticks([0, 0.5, 1, *above], labels=[f"{tick:g}" for tick in (0, 0.5, 1, *above)])
         bar.set_label("priority, in multiples of a flat spectrum", fontsize=9)
         bar.outline.set_visible(False)
         write_figure(figure, path)
