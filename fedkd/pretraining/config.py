@@ -8,7 +8,7 @@ from fedkd.config import Section
 from fedkd.data.catalog import DataConfig
 from fedkd.recipe import PLACES
 
-_LATER = {"method", "architecture", "init", "optimizer", "queue_size", "momentum", "images"}
+_LATER = {"method", "architecture", "init", "optimizer", "queue_size", "momentum", "images", "edit"}
 """Keys that the first recipes, whose files have their hash in a card, did not know."""
 
 
@@ -46,6 +46,47 @@ class ImagesConfig(Section):
             if not given and key in needed:
                 raise ValueError(f"images.source is {self.source!r}, which needs images.{key}")
         return self
+
+
+class EditConfig(Section):
+    """Source editing: amplitudes of the images are changed by frequency before the training.
+
+    Frequencies are radii: 0 is the mean, which stays, 1 the highest along an axis of the images as
+    they are read. Random crops are enlarged to view_size, which moves their bands to lower radii.
+    """
+
+    name: Literal["none", "notch", "match"] = "none"
+    """none, notch (a band is taken out) or match (the radial power spectrum becomes that of another
+    data set, amplitudes being changed by a factor of 8 at most)."""
+    centre: float = Field(default=0.65, gt=0, le=1.5)
+    """Radius of the middle of the notch; corners reach to 1.41."""
+    width: float = Field(default=0.05, gt=0, le=1)
+    """Standard deviation of the notch, a radius."""
+    depth: float = Field(default=1.0, ge=0, le=1)
+    """Share of the amplitude that the notch takes away in its middle."""
+    data: DataConfig | None = None
+    """The data set to match, as a section [edit.data] with the keys of [data] in a recipe: its
+    training images; val and test are left alone."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for key in sorted(self.model_fields_set - {"name", *self._used()}):
+            raise ValueError(
+                f"edit.{key} is given but edit.name is {self.name!r}, which does not use it; leave "
+                "it out, or choose another name"
+            )
+        if self.name == "match" and self.data is None:
+            raise ValueError("edit.name is 'match', which needs [edit.data], the data to match")
+        return self
+
+    def _used(self) -> tuple[str, ...]:
+        return {"none": (), "notch": ("centre", "width", "depth"), "match": ("data",)}[self.name]
+
+    def record(self) -> dict[str, Any]:
+        """What the edited images depend on, without places on this machine."""
+        return self.model_dump(
+            mode="json", include={"name", *self._used()}, exclude={"data": PLACES}
+        )
 
 
 class ProbeConfig(Section):
@@ -118,6 +159,8 @@ class PretrainConfig(Section):
     (seen at 0.9)."""
     images: ImagesConfig = ImagesConfig()
     """Where the images come from."""
+    edit: EditConfig = EditConfig()
+    """What is done to them before the training."""
     probe: ProbeConfig = ProbeConfig()
     """What the features are worth, looked at meanwhile and at the end."""
     checkpoint_minutes: float = Field(default=5.0, ge=0)
@@ -169,9 +212,11 @@ class PretrainConfig(Section):
                 "checkpoint_minutes": True,
                 "device": True,
                 "images": {"folder": True, "data": PLACES},
+                "edit": True,
             },
             exclude_none=True,
         )
+        values["edit"] = self.edit.record()
         if self.images.source != "dead_leaves":
             del values["num_images"]
         return {

@@ -36,7 +36,8 @@ as BatchNorm takes care of the rest."""
 
 _REPORT_EVERY_S = 5.0
 _AT_ONCE = 1024
-_CLASSES = ("unlabelled",)
+UNLABELLED = ("unlabelled",)
+"""Class names of images that nobody has labelled."""
 
 
 def normalize(pixels: Tensor) -> Tensor:
@@ -114,14 +115,14 @@ def _read_folder(root: Path, size: int) -> Pixels:
             len(found),
         )
     table = pd.DataFrame(
-        {"id": ids, "label": _CLASSES[0], "split": "train"}, index=range(1, len(ids) + 1)
+        {"id": ids, "label": UNLABELLED[0], "split": "train"}, index=range(1, len(ids) + 1)
     )
     config = ImageFilesConfig(name="unlabelled", size=size)
     return load_images(
         config,
         table,
         root,
-        {_CLASSES[0]: _CLASSES[0]},
+        {UNLABELLED[0]: UNLABELLED[0]},
         extension="",
         key=config.cache_key(),
         content="\n".join(ids).encode(),
@@ -182,6 +183,6 @@ def _decode(data: torchvision.datasets.VisionDataset, name: str, size: int) -> S
         if time.monotonic() - last >= _REPORT_EVERY_S:
             last = time.monotonic()
             logger.info("read %d of %d images", row + 1, len(data))
-    train = LabelledImages(pixels, np.zeros(len(pixels), np.int64), _CLASSES)
-    none = LabelledImages(pixels[:0], np.zeros(0, np.int64), _CLASSES)
+    train = LabelledImages(pixels, np.zeros(len(pixels), np.int64), UNLABELLED)
+    none = LabelledImages(pixels[:0], np.zeros(0, np.int64), UNLABELLED)
     return Splits(train, none, none)

@@ -17,6 +17,7 @@ from fedkd.models.factory import STUDENTS
 from fedkd.models.small_resnet import num_deepest
 from fedkd.models.states import mismatches
 from fedkd.pretraining.config import PretrainConfig
+from fedkd.pretraining.editing import describe_edit, edit_images
 from fedkd.pretraining.images import (
     MEAN,
     STD,
@@ -76,7 +77,7 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
     device = choose_device(config.device, "device")
     probe = ValProbe(config.probe, config.reading_size) if config.probe.data else None
     logger.info("images: %s ...", describe(config.images))
-    images = read_images(config)
+    images, edited = edit_images(read_images(config), config.edit)
     images_sha256 = content_hash(images)
     if config.method == "simclr" and config.batch_size > len(images):
         logger.warning(
@@ -140,6 +141,9 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
         STD,
     )
     card = _card(config, teacher, images, images_sha256, position)
+    if edited:
+        card["data"] += f"; edited: {describe_edit(config.edit)}"
+        card["edit"] = edited
     write_teacher(path, teacher, _metadata(config), {**card, "device": str(device)})
     checkpoint.remove()
     return path
