@@ -4,26 +4,33 @@ import logging
 import math
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clients.ekd import EKD
 from clients.objective import OnStep
 from fedkd import seeding
+from fedkd.data.augment import Draws
+from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment
 from fedkd.fourier.explore import Explorer
 from fedkd.fourier.generators.factory import make_generator
+from fedkd.fourier.kept import MEAN_AMPLITUDE, path_of, save_prompts
 from fedkd.fourier.prompter import Prompter
 from fedkd.fourier.quality import COLLAPSED_BELOW, measure_prompts
 from fedkd.fourier.spectrum import mean_amplitude
+from fedkd.fourier.views import ViewBank, num_turns, render_view
 from fedkd.losses.factory import SupervisedLoss
 from fedkd.models.student import Student
 
 logger = logging.getLogger(__name__)
 
-MEAN_AMPLITUDE = "mean_amplitude"
+BANK = "bank."
+"""Prefix of the bank's tensors in the state."""
 
 
 class FoPro(EKD):
@@ -31,7 +38,8 @@ class FoPro(EKD):
 
     The teacher sees the prompted image, the student the un-prompted one, both with the same
     augmentation. The generator stays with the client unless the recipe shares it. All clients
-    begin with the same one; their draws differ.
+    begin with the same one; their draws differ. With ``prompts.kept_views`` the targets come from a
+    bank of prompted views, and there is exploration only in rounds in which one is renewed.
 
     Args:
         experiment: Gives recipe and teacher.
@@ -62,28 +70,44 @@ class FoPro(EKD):
             generator = make_generator(recipe.prompts, channels, height, width)
         if generator is not None:
             generator.to(experiment.device, experiment.dtype)
-        self._prompter = Prompter(recipe.prompts, generator)
+        self.prompter = Prompter(recipe.prompts, generator)
         self._explorer = (
-            Explorer(self._prompter, teacher, recipe.explore) if self._prompter.learns else None
+            Explorer(self.prompter, teacher, recipe.explore) if self.prompter.learns else None
         )
         self._draws: torch.Generator | None = None
+        square = height == width
+        prompts = recipe.prompts
+        # Without distillation nobody asks for a target.
+        self._bank = (
+            ViewBank(prompts.kept_views, prompts.renew_every, square)
+            if prompts.kept_views and lambda_f
+            else None
+        )
+        self._num_turns = num_turns(experiment.teacher_configs[partition_id].views, square)
+        self._choices: np.random.Generator | None = None
 
     def state(self) -> dict[str, Tensor]:
-        """Generator, its optimiser, and the mean amplitude where prompts need it."""
+        """Generator, its optimiser, the mean amplitude where prompts need it, and the bank."""
         state = {} if self._explorer is None else self._explorer.state()
-        if self._prompter.mean_amplitude is not None:
-            state[MEAN_AMPLITUDE] = self._prompter.mean_amplitude
+        if self.prompter.mean_amplitude is not None:
+            state[MEAN_AMPLITUDE] = self.prompter.mean_amplitude
+        if self._bank is not None:
+            state.update({BANK + name: tensor for name, tensor in self._bank.state().items()})
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`state`."""
-        self._prompter.mean_amplitude = state.get(MEAN_AMPLITUDE)
+        self.prompter.mean_amplitude = state.get(MEAN_AMPLITUDE)
+        bank = {k.removeprefix(BANK): t for k, t in state.items() if k.startswith(BANK)}
+        if self._bank is not None:
+            self._bank.load_state(bank)
         if self._explorer is not None:
-            self._explorer.load_state({k: t for k, t in state.items() if k != MEAN_AMPLITUDE})
+            own = {k: t for k, t in state.items() if not k.startswith((MEAN_AMPLITUDE, BANK))}
+            self._explorer.load_state(own)
 
     def shared(self) -> dict[str, Tensor]:
         """The generator, if there is one and the recipe shares it."""
-        if self._explorer is None or not self._recipe.objective.share_prompts:
+        if self._explorer is None or self._recipe.prompts.shared == "no":
             return {}
         return self._explorer.generator.state_dict()
 
@@ -92,10 +116,16 @@ class FoPro(EKD):
         assert self._explorer is not None, "nothing is shared without a generator"
         self._explorer.generator.load_state_dict(tensors)
 
+    def save_prompts(self, folder: Path, round_number: int) -> None:
+        """Write the generator and the mean amplitude into this client's file."""
+        save_prompts(path_of(folder, self._partition_id), self.prompter, round_number)
+
     def start_round(
         self, student: Student, loader: Loader, round_number: int, on_step: OnStep | None = None
     ) -> dict[str, float]:
         """Train the generator: the warm-up in the client's first round, then a few steps a round.
+
+        With a bank, the generator is trained and the view rendered only where one is due.
 
         Returns:
             Means of the terms over the round's steps after the warm-up, ``explore_prior`` and so
@@ -104,13 +134,19 @@ class FoPro(EKD):
             ``prior`` with prompts and ``prior_clean`` without, and ``prompt_*``, see
             :class:`fedkd.fourier.quality.Quality`.
         """
-        if self._recipe.prompts.form == "mix" and self._prompter.mean_amplitude is None:
-            self._prompter.mean_amplitude = self._mean_amplitude(loader)
+        if self._recipe.prompts.form == "mix" and self.prompter.mean_amplitude is None:
+            self.prompter.mean_amplitude = self._mean_amplitude(loader)
         values: dict[str, float] = {}
-        if self._explorer is not None:
+        due = self._bank is None or self._bank.is_due(round_number)
+        if self._explorer is not None and due:
             values = self._explore(self._explorer, student, loader, round_number, on_step)
         keys = self._keys(round_number)
-        self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
+        if self._bank is None:
+            self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)
+        else:
+            if due:
+                self._bank.renew(round_number, lambda view: self._render(view, loader, on_step))
+            self._choices = seeding.rng(self._recipe.seed, "kept-view", *keys)
         return {**values, **self._measure(loader)}
 
     def _explore(
@@ -146,11 +182,35 @@ class FoPro(EKD):
         }
         return {**means, "explore_steps": float(len(plan))}
 
+    def _render(self, view: int, loader: Loader, on_step: OnStep | None) -> Tensor:
+        seed, client = self._recipe.seed, self._partition_id
+        return render_view(
+            self.teacher,
+            self.prompter,
+            loader,
+            self._num_turns,
+            seeding.rng(seed, "view-order", client, view),
+            seeding.generator(seed, "view-prompts", client, view),
+            on_step,
+        )
+
+    def next_images(self, positions: Integers, draws: Draws | None) -> None:
+        """Draw which view of the bank is each image's target, and look it up.
+
+        Images that are not augmented are to be scored, against targets without a prompt.
+        """
+        if self._bank is not None and draws is not None:
+            assert self._choices is not None, "start_round() comes first"
+            chosen = self._choices.integers(self._bank.num_views, size=len(positions))
+            self._next = self._bank.of(positions, draws, chosen)
+
     def target(self, pixels: Tensor) -> Tensor:
         """Features of the prompted images, float (batch, D), a constant."""
+        if self._bank is not None:
+            return self._next.to(pixels)
         assert self._draws is not None, "start_round() comes first"
         with torch.no_grad():
-            prompted = self._prompter(pixels, self._draws)
+            prompted = self.prompter(pixels, self._draws)
         return self.teacher.features(prompted.pixels)
 
     def _mean_amplitude(self, loader: Loader) -> Tensor:
@@ -168,7 +228,7 @@ class FoPro(EKD):
         size = min(self._recipe.explore.batch_size, len(loader))
         quality = measure_prompts(
             self.teacher,
-            self._prompter,
+            self.prompter,
             loader.pixels(rows.choice(len(loader), size, replace=False)),
             seeding.generator(seed, "prior", client),
         )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,11 +69,19 @@ class Node:
     Args:
         experiment: Data, partition and teacher, shared by all clients.
         progress: Told after every step; None stays silent.
+        prompts_folder: Where each client writes its Fourier prompts after its training in a round,
+            on the disk of this machine; they do not travel. None writes nothing.
     """
 
-    def __init__(self, experiment: Experiment, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        progress: Progress | None = None,
+        prompts_folder: Path | None = None,
+    ) -> None:
         self.experiment = experiment
         self.progress = progress
+        self.prompts_folder = prompts_folder
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
@@ -156,6 +165,8 @@ class Node:
             augment=augment,
             on_batch=self._announcer(partition_id, "training"),
         )
+        if self.prompts_folder is not None:
+            objective.save_prompts(self.prompts_folder, round_number)
         metrics.update({wire.SUM + name: value for name, value in sums.terms.items()})
         metrics[wire.PARTITION_ID] = partition_id
         metrics[wire.NUM_EXAMPLES] = num_examples_per_epoch(len(loader), recipe.training)

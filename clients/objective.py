@@ -1,6 +1,7 @@
 """What a local objective is: the part of a client that differs between methods."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -43,6 +44,14 @@ class Objective(Protocol):
             loader: The client's images.
             round_number: From 1.
             on_step: Told the steps done and all steps.
+        """
+
+    def save_prompts(self, folder: Path, round_number: int) -> None:
+        """Write the client's Fourier prompts of this round into a folder on its own disk, if any.
+
+        Args:
+            folder: Of a run's prompts; need not be there.
+            round_number: From 1.
         """
 
     def next_images(self, positions: Integers, draws: Draws | None) -> None:
@@ -97,6 +106,9 @@ class Stateless:
     ) -> dict[str, float]:
         """Nothing to prepare."""
         return {}
+
+    def save_prompts(self, folder: Path, round_number: int) -> None:
+        """No prompts to write."""
 
     def next_images(self, positions: Integers, draws: Draws | None) -> None:
         """It is no matter which images they are."""

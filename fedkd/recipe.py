@@ -44,9 +44,6 @@ class ObjectiveConfig(Section):
     balanced_distillation: bool = False
     """Class-balanced EKD: in the last fifth of the rounds, weigh the distillation loss of an image
     by its class's effective number of images (losses.beta)."""
-    share_prompts: bool = False
-    """Send the Fourier prompt generator to the server and average it with the student. Otherwise
-    it never leaves the hospital. Only fopro has one."""
 
 
 class FedProxConfig(Section):
@@ -208,11 +205,11 @@ class Recipe(Section):
             return self
         for key, value, default, what in (
             ("explore.gamma", self.explore.gamma, 0.0, "explore"),
-            ("objective.share_prompts", self.objective.share_prompts, False, "share"),
+            ("prompts.shared", self.prompts.shared, "no", "share"),
         ):
             if value != default:
                 raise ValueError(
-                    f"{key} is {value}, but prompts.generator = {generator!r} is a control, which "
+                    f"{key} is {value!r}, but prompts.generator = {generator!r} is a control, which "
                     f"learns nothing and has nothing to {what}; leave {key} out, or choose a "
                     "generator that learns"
                 )
@@ -220,7 +217,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _views_fit(self) -> Self:
-        self.teacher.check_views(self.objective.name, self.augmentation.name)
+        self.teacher.check_views(
+            self.objective.name, self.augmentation.name, self.prompts.kept_views
+        )
         return self
 
     def data_set(self) -> dict[str, Any]:

@@ -37,7 +37,11 @@ def run_federation(
     """
     recipe = experiment.recipe
     strategy = make_strategy(
-        recipe.strategy, experiment.num_clients, recipe.num_rounds, recipe.seed
+        recipe.strategy,
+        experiment.num_clients,
+        recipe.num_rounds,
+        recipe.seed,
+        recipe.prompts.shared,
     )
     strategy.call_roll(grid)
 

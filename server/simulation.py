@@ -25,6 +25,7 @@ from server.centralized import run_centralized
 from server.engines.inprocess import InProcessGrid
 from server.evaluation import Arrays
 from server.federation import run_federation
+from server.opened_run import PROMPTS
 from server.results import Mode, RunDirectory, summarise
 from server.scoreboard import Observer, Scoreboard
 
@@ -110,7 +111,8 @@ def run(
             results = stack.enter_context(RunDirectory.create(experiment, mode, Path(output)))
             everybody.append(results)
         observer = _All(everybody)
-        node = Node(experiment, observer.client_progress)
+        prompts_folder = results.path / PROMPTS if results else None
+        node = Node(experiment, observer.client_progress, prompts_folder)
         if centralized:
             board, arrays = run_centralized(experiment, node, observer)
         else:

@@ -6,7 +6,7 @@ sorted by partition id, checked, and weighted by a number that stays apart from 
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from flwr.app import (
+    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -62,6 +63,9 @@ class SeededStrategy(Strategy):
         seed: The experiment's seed.
         fraction_train: Fraction of the clients that train in a round.
         inner: Flower's strategy that sums arrays; it must weigh by the key ``"weight"``.
+        prompts_by_examples: Average what clients share of their prompts by their numbers of images
+            instead of by the weights of this strategy. Either way it is a plain average, whatever
+            ``inner`` does with the student: prompts follow no server optimiser.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class SeededStrategy(Strategy):
         seed: int,
         fraction_train: float = 1.0,
         inner: Strategy | None = None,
+        prompts_by_examples: bool = False,
     ) -> None:
         self.num_clients = num_clients
         self.num_rounds = num_rounds
@@ -79,6 +84,8 @@ class SeededStrategy(Strategy):
         self.reports: list[ClientReport] = []
         self.evaluations: dict[int, Metrics] = {}
         self._inner = inner or FedAvg(weighted_by_key=WEIGHT)
+        self._of_prompts = FedAvg(weighted_by_key=WEIGHT)
+        self._prompts_by_examples = prompts_by_examples
         self._nodes: dict[int, int] = {}
         self._received: dict[str, npt.NDArray[Any]] = {}
 
@@ -171,22 +178,41 @@ class SeededStrategy(Strategy):
         metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
         updates = [self._check(reply, numbers[reply.metadata.src_node_id]) for reply in answers]
         weights = self.weigh(metrics, server_round)
-        total = sum(weights)
-        if not np.isfinite(total) or total <= 0 or min(weights) < 0:
-            raise UpdateRefused(f"the clients' weights {weights} cannot be normalised")
+        total = _total(weights)
         self.reports = [
             ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m)
             for m, w in zip(metrics, weights, strict=True)
         ]
+        prompts = {name for name in self._received if name.startswith(wire.PROMPTS)}
+        students = set(self._received) - prompts
+        summed = self._sum(self._inner, server_round, answers, updates, students, weights)
+        if prompts:
+            if self._prompts_by_examples:
+                weights = [float(report.metrics[wire.NUM_EXAMPLES]) for report in self.reports]
+                _total(weights)
+            summed |= self._sum(self._of_prompts, server_round, answers, updates, prompts, weights)
+        return self._complete(summed, updates), MetricRecord()
+
+    def _sum(
+        self,
+        inner: Strategy,
+        server_round: int,
+        answers: Sequence[Message],
+        updates: Sequence[ArrayRecord],
+        names: Collection[str],
+        weights: Sequence[float],
+    ) -> dict[str, Array]:
+        """Some of the arrays, as one of Flower's strategies sums them."""
         for reply, update, weight in zip(answers, updates, weights, strict=True):
+            arrays = ArrayRecord({name: update[name] for name in update if name in names})
             # Flower weighs and averages metrics by one key; the metrics stay out of its sight.
             reply.content = RecordDict(
-                {wire.ARRAYS: update, wire.METRICS: MetricRecord({WEIGHT: weight})}
+                {wire.ARRAYS: arrays, wire.METRICS: MetricRecord({WEIGHT: weight})}
             )
         with _quiet(logging.getLogger("flwr")):
-            summed, _ = self._inner.aggregate_train(server_round, answers)
+            summed, _ = inner.aggregate_train(server_round, answers)
         assert summed is not None, "Flower refused replies that were checked"
-        return self._complete(summed, updates), MetricRecord()
+        return dict(summed.items())
 
     def _check(self, reply: Message, number: int) -> ArrayRecord:
         """The arrays of a reply, read once, unless something is wrong with them."""
@@ -213,7 +239,7 @@ class SeededStrategy(Strategy):
             checked[name] = HeldArray(values)
         return checked
 
-    def _complete(self, summed: ArrayRecord, updates: Sequence[ArrayRecord]) -> ArrayRecord:
+    def _complete(self, summed: Mapping[str, Array], updates: Sequence[ArrayRecord]) -> ArrayRecord:
         """Put back dtypes, and integers: a count is not averaged but the largest one is kept."""
         complete = ArrayRecord()
         for name, expected in self._received.items():
@@ -258,6 +284,14 @@ class SeededStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
+
+
+def _total(weights: Sequence[float]) -> float:
+    """Their sum; an UpdateRefused if they cannot be divided by it."""
+    total = sum(weights)
+    if not np.isfinite(total) or total <= 0 or min(weights) < 0:
+        raise UpdateRefused(f"the clients' weights {weights} cannot be normalised")
+    return total
 
 
 @contextmanager

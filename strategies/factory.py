@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from fedkd.fourier.config import PromptsShared
 from fedkd.recipe import StrategyConfig
 from strategies.base import SeededStrategy
 from strategies.fedavg import FedAvg
@@ -26,12 +27,25 @@ STRATEGIES: dict[str, Entry] = {
 
 
 def make_strategy(
-    config: StrategyConfig, num_clients: int, num_rounds: int, seed: int
+    config: StrategyConfig,
+    num_clients: int,
+    num_rounds: int,
+    seed: int,
+    prompts_shared: PromptsShared = "no",
 ) -> SeededStrategy:
-    """The strategy that the recipe names."""
+    """The strategy that the recipe names.
+
+    Args:
+        config: Section ``strategy``.
+        num_clients: Clients to wait for.
+        num_rounds: Rounds of the whole run.
+        seed: The experiment's seed.
+        prompts_shared: ``prompts.shared``: by what prompts that travel are weighed.
+    """
     return STRATEGIES[config.name].build(
         num_clients=num_clients,
         num_rounds=num_rounds,
         seed=seed,
         fraction_train=config.fraction_train,
+        prompts_by_examples=prompts_shared == "by_examples",
     )

@@ -6,12 +6,18 @@ from clients.factory import OBJECTIVES
 from server import simulate
 
 AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
+BANK = {"kept_views": 2, "renew_every": 2}
 
 VARIANTS = {
     "gamma is above 0": {"explore": AKD},
     "gamma is above 0 and the prompts are shared": {
-        "objective": {"name": "fopro", "share_prompts": True},
+        "prompts": {"shared": "by_strategy"},
         "explore": AKD,
+    },
+    "views are kept": {"prompts": BANK, "teacher": {"views": "dihedral"}, "explore": AKD},
+    "views of a control are kept": {
+        "prompts": {**BANK, "generator": "amplitude_mix"},
+        "augmentation": {"name": "none"},
     },
     "prompts mix amplitudes": {"prompts": {"form": "mix"}},
     "one prompt serves a batch": {"prompts": {"per": "batch"}},
@@ -33,7 +39,8 @@ VARIANTS = {
 }
 
 NOTHING_ALONE = {
-    "the prompts are shared": {"objective": {"share_prompts": True}},
+    "the prompts are shared": {"prompts": {"shared": "by_strategy"}},
+    "the prompts are shared by images": {"prompts": {"shared": "by_examples"}},
     "students are weighed by mas": {"strategy": {"name": "mas"}},
     "students are weighed by mas_inv": {"strategy": {"name": "mas_inv"}},
     "students are weighed by mas_drw": {"strategy": {"name": "mas_drw"}},

@@ -49,15 +49,14 @@ def test_both_parts_of_the_state_matter_in_the_third_round(run, monkeypatch, par
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", ["no", "by_strategy"])
 def test_state_in_flowers_context_gives_the_bits_of_state_in_the_process(
     run, monkeypatch, fraction, share
 ):
     config = {
         "num_rounds": 3,
         "explore": AKD,
-        "prompts": {"form": "mix"},
-        "objective": {"share_prompts": share},
+        "prompts": {"form": "mix", "shared": share},
         "strategy": {"fraction_train": fraction},
     }
     in_process = run(**config)

@@ -30,13 +30,17 @@ def everything(objective):
     return config
 
 
+BANK = {"prompts": {"kept_views": 2, "renew_every": 2}, "augmentation": {"name": "none"}}
+CASES = [*((name, {}) for name in OBJECTIVES), ("fopro", BANK)]
+
+
 def sha(result):
     return result.summary["student_sha256"], result.summary["test"]
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_more_workers_change_no_bit(run, opened, teacher, monkeypatch, objective):
-    config = {**everything(objective), "num_rounds": 3}
+@pytest.mark.parametrize(("objective", "more"), CASES)
+def test_more_workers_change_no_bit(run, opened, teacher, monkeypatch, objective, more):
+    config = {**everything(objective), **more, "num_rounds": 3}
     one = run(**config)
     used = []
 
@@ -55,11 +59,11 @@ def test_more_workers_change_no_bit(run, opened, teacher, monkeypatch, objective
     assert len(set(map(id, used))) == 2
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize(("objective", "more"), CASES)
 def test_a_client_alone_does_what_it_does_among_others(
-    run, opened, teacher, monkeypatch, objective
+    run, opened, teacher, monkeypatch, objective, more
 ):
-    config = {**everything(objective), "num_rounds": 5}
+    config = {**everything(objective), **more, "num_rounds": 5}
     config["strategy"] = {**config["strategy"], "fraction_train": 0.4}
     calls = []
     train = Node.train

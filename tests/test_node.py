@@ -51,7 +51,7 @@ def test_the_initial_arrays_are_those_of_the_experiments_student(open_node):
 
 
 def test_shared_prompts_are_among_the_initial_arrays(open_node):
-    arrays = open_node(objective={"share_prompts": True}).initial_arrays()
+    arrays = open_node(prompts={"shared": "by_strategy"}).initial_arrays()
     assert any(name.startswith(wire.PROMPTS) for name in arrays)
 
 
@@ -91,7 +91,7 @@ def test_the_given_state_is_not_changed(open_node, optimizer):
 
 def test_shared_prompts_that_are_received_replace_those_that_a_client_remembers(open_node):
     idle = {"warm_up_steps": 0, "steps_per_round": 0}
-    node = open_node(objective={"share_prompts": True}, explore=idle)
+    node = open_node(prompts={"shared": "by_strategy"}, explore=idle)
     initial = node.initial_arrays()
     _, state = node.train(0, initial, {}, 1)
     average = {name: tensor + 1 for name, tensor in initial.items() if wire.PROMPTS in name}

@@ -324,7 +324,7 @@ def test_the_mean_amplitude_is_that_of_all_images_of_the_client(fopro):
 def test_shared_prompts_are_the_generator_and_take_over_what_is_given(fopro):
     alone, *_ = fopro()
     assert alone.shared() == {}
-    objective, network, loader = fopro(objective={"share_prompts": True})
+    objective, network, loader = fopro(prompts={"shared": "by_strategy"})
     own = {name: tensor.clone() for name, tensor in objective.shared().items()}
     objective.start_round(network, loader, 1)
     assert states.sha256(objective.shared()) != states.sha256(own)

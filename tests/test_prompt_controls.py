@@ -127,11 +127,12 @@ def test_settings_that_would_have_no_effect_are_refused(given, text):
 @pytest.mark.parametrize("generator", ["jitter", "amplitude_mix"])
 @pytest.mark.parametrize(
     ("section", "key", "value", "what"),
-    [("explore", "gamma", 0.3, "explore"), ("objective", "share_prompts", True, "share")],
+    [("explore", "gamma", 0.3, "explore"), ("prompts", "shared", "by_examples", "share")],
 )
 def test_controls_have_nothing_to_explore_or_to_share(generator, section, key, value, what):
-    values = {"prompts": {"generator": generator}, section: {key: value}}
-    text = f"{section}.{key} is {value}, but .* '{generator}' is a control, .* nothing to {what};"
+    values: dict = {"prompts": {"generator": generator}}
+    values.setdefault(section, {})[key] = value
+    text = f"{section}.{key} is {value!r}, but .* '{generator}' is a control, .* nothing to {what};"
     with pytest.raises(ConfigError, match=text) as caught:
         config.build(Recipe, values)
     assert len(str(caught.value).splitlines()) == 1

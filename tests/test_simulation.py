@@ -184,7 +184,7 @@ def test_float_images_reach_teacher_and_student_as_they_are(make_recipe, hospita
 # Shared prompts
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", ["no", "by_examples", "by_strategy"])
 def test_generators_of_clients_differ_unless_shared_and_travel_only_then(
     make_recipe, hospitals, teacher, monkeypatch, tmp_path, share
 ):
@@ -201,11 +201,11 @@ def test_generators_of_clients_differ_unless_shared_and_travel_only_then(
         return reply, new
 
     monkeypatch.setattr(Node, "train", watch)
-    recipe = make_recipe(objective={"share_prompts": share})
+    recipe = make_recipe(prompts={"shared": share})
     result = simulate(recipe, **hospitals, teacher=teacher, output=tmp_path)
     generators = {states.sha256(kept[2, client]) for client in range(3)}
     assert len(generators) == 3, "their images and draws differ"
-    if not share:
+    if share == "no":
         assert not any(received.values())
     else:
         # In round 2 all begin with the average of what round 1 left, weighed by images.
@@ -221,7 +221,7 @@ def test_generators_of_clients_differ_unless_shared_and_travel_only_then(
 
 
 def test_sharing_the_prompts_changes_the_students(run):
-    assert sha(run(num_rounds=2)) != sha(run(num_rounds=2, objective={"share_prompts": True}))
+    assert sha(run(num_rounds=2)) != sha(run(num_rounds=2, prompts={"shared": "by_strategy"}))
 
 
 # Columns

@@ -1,5 +1,6 @@
 """Strategies on hand-made replies, with the arithmetic written out."""
 
+import flwr.serverapp.strategy
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -219,3 +220,63 @@ def test_a_held_array_travels_as_flowers_own():
     assert held.data == own.data
     assert held.object_id == own.object_id
     assert held.numpy() is values
+
+
+class Stepping(flwr.serverapp.strategy.FedAvg):
+    """A server optimiser that adds 100 to whatever it sees."""
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return record({name: array.numpy() + 100 for name, array in arrays.items()}), metrics
+
+
+def with_prompts(monkeypatch, shared, updates, name="fedavg", inner=None):
+    """The new student and prompts of clients whose prompts are 10 times their students."""
+    generator = wire.PROMPTS + "generator"
+    monkeypatch.setitem(GLOBAL, generator, np.zeros(2, np.float32))
+    for arrays, _ in updates:
+        arrays[generator] = np.full(2, 10 * arrays["w"][0], np.float32)
+    federation = Federation(name, updates)
+    by_examples = shared == "by_examples"
+    config = StrategyConfig(name=name)
+    federation.strategy = make_strategy(config, len(updates), 10, 0, shared)
+    assert federation.strategy._prompts_by_examples == by_examples
+    if inner:
+        federation.strategy._inner = inner
+    out = federation.round()
+    return out["w"][0].item(), out[generator].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "student", "prompts"),
+    [
+        ("fedavg", "by_strategy", 0.25 * 1 + 0.75 * 4, 32.5),
+        ("fedavg", "by_examples", 0.25 * 1 + 0.75 * 4, 32.5),
+        # Robust factors 1 (one class) and 1/2 (two alike): weights 2/3 and 1/3.
+        ("mas", "by_strategy", 2 / 3 * 1 + 1 / 3 * 4, 20.0),
+        ("mas", "by_examples", 2 / 3 * 1 + 1 / 3 * 4, 32.5),
+    ],
+)
+def test_shared_prompts_are_weighed_as_they_are_told(monkeypatch, name, shared, student, prompts):
+    updates = [
+        update(0, 1.0, 10, scores=(1.0, 0.0), losses=(1.0, 0.0), counts=(1, 0)),
+        update(1, 4.0, 30),
+    ]
+    w, generator = with_prompts(monkeypatch, shared, updates, name)
+    assert w == pytest.approx(student)
+    assert generator == pytest.approx([prompts] * 2)
+
+
+@pytest.mark.parametrize("shared", ["by_examples", "by_strategy"])
+def test_a_server_optimiser_never_touches_prompts(monkeypatch, shared):
+    updates = [update(0, 1.0, 10), update(1, 4.0, 30)]
+    inner = Stepping(weighted_by_key="weight")
+    w, generator = with_prompts(monkeypatch, shared, updates, inner=inner)
+    assert w == pytest.approx(103.25)
+    assert generator == pytest.approx([32.5] * 2)
+
+
+def test_prompts_cannot_be_weighed_by_images_that_nobody_has(monkeypatch):
+    updates = [update(number, num_examples=0) for number in range(2)]
+    with pytest.raises(UpdateRefused, match=r"weights \[0.0, 0.0\] cannot be normalised"):
+        with_prompts(monkeypatch, "by_examples", updates, "mas")

@@ -135,7 +135,13 @@ def test_the_log_says_where_the_method_changes(
 
 FOPRO = (
     "{key} is '{views}', but objective.name = 'fopro' draws a new prompt for every image and step, "
-    "so that no feature can be kept; set it to 'augmented', or objective.name to 'ekd'"
+    "so that no feature can be kept; set it to 'augmented', prompts.kept_views to 3, say, or "
+    "objective.name to 'ekd'"
+)
+BANK = (
+    "{key} is '{views}', but prompts.kept_views = 3 keeps features, and augmentation.name = "
+    "'dihedral' shows the student another image in every step; set {key} to 'dihedral' or 'clean', "
+    "augmentation.name to 'none', or prompts.kept_views to 0"
 )
 NO_VIEWS = (
     "{key} is 'dihedral', but augmentation.name is 'fedmas_isic', whose views are not the flips "
@@ -165,6 +171,23 @@ def test_features_that_cannot_be_kept_are_refused(objective, augmentation, views
     with pytest.raises(ConfigError, match=re.escape(text.format(key=key, views=views))):
         config.build(Recipe, values)
     config.build(Recipe, {**values, "objective": {"name": "supervised"}})
+
+
+def test_a_bank_keeps_no_features_of_images_that_change_in_every_step():
+    values = {"prompts": {"kept_views": 3}, "augmentation": {"name": "dihedral"}}
+    text = BANK.format(key="teacher.views", views="augmented")
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        config.build(Recipe, values)
+    for changes in (
+        {"augmentation": {"name": "none"}},
+        {"teacher": {"views": "clean"}},
+        {"teacher": {"views": "dihedral"}},
+        {"objective": {"name": "ekd"}},
+    ):
+        config.build(Recipe, {**values, **changes})
+    turned = {"teacher": {"views": "dihedral"}, "augmentation": {"name": "fedmas_isic"}}
+    with pytest.raises(ConfigError, match=re.escape(NO_VIEWS.format(key="teacher.views"))):
+        config.build(Recipe, {**values, **turned})
 
 
 def test_views_are_part_of_what_identifies_a_recipe():

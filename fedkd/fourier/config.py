@@ -10,6 +10,7 @@ from fedkd.teachers.moments import PriorForm
 
 PromptForm = Literal["gain", "mix"]
 PromptPer = Literal["image", "batch"]
+PromptsShared = Literal["no", "by_examples", "by_strategy"]
 GeneratorName = Literal["conv", "radial", "bank", "mlp", "jitter", "amplitude_mix"]
 CONTROLS: tuple[GeneratorName, ...] = ("jitter", "amplitude_mix")
 """Generators that learn nothing."""
@@ -41,6 +42,21 @@ class PromptConfig(Section):
     per: PromptPer = "image"
     """Draw a prompt for every image, or one for all images of a batch (3 to 5 times cheaper; the
     strength is drawn for every image either way)."""
+    kept_views: int = Field(default=0, ge=0)
+    """Prompted views of a client's images whose features are kept, the rolling bank: each image and
+    step draws one of them as its target, and the teacher runs only when views are rendered. 0 draws
+    a new prompt for every image and step. The views are of the plain image, or with teacher.views =
+    dihedral of all its flips and turns, and stay in memory: images x kept_views x the teacher's
+    features x 4 bytes, 8 times that with dihedral."""
+    renew_every: int = Field(default=8, ge=1)
+    """With kept_views, rounds between two renewals: explore.steps_per_round steps of exploration,
+    and one new view in place of the oldest. There is no exploration in the other rounds."""
+    shared: PromptsShared = "no"
+    """Whether the prompt generator travels to the server and back with the student. no: it never
+    leaves the hospital. by_examples: the server averages the generators by the clients' numbers of
+    images, whatever the strategy. by_strategy: by the weights that the strategy gives the students.
+    Only generators that learn have anything to share; the state of their optimiser and the mean
+    amplitude of the form mix always stay with the hospital."""
 
     @model_validator(mode="after")
     def _jitter_stays_in_bounds(self) -> Self:

@@ -1,4 +1,7 @@
-"""A client's prompts in a file of its own, so that they can be looked at later."""
+"""A client's prompts in a file of its own, so that they can be looked at later.
+
+The file lies on the disk of the machine on which the client trained and never travels.
+"""
 
 from pathlib import Path
 
@@ -29,6 +32,9 @@ def save_prompts(path: Path, prompter: Prompter, round_number: int) -> None:
         path: The file, see :func:`path_of`.
         prompter: Its generator and its mean amplitude, as far as there are any.
         round_number: After whose exploration this is.
+
+    Raises:
+        DataError: The folder cannot be written.
     """
     tensors = {}
     if prompter.generator is not None:
@@ -37,10 +43,16 @@ def save_prompts(path: Path, prompter: Prompter, round_number: int) -> None:
     if prompter.mean_amplitude is not None:
         tensors[MEAN_AMPLITUDE] = prompter.mean_amplitude
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": _FORMAT, "round": str(round_number)}
-    with files.replacing(path) as part:
-        save_file(contiguous, part, metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as part:
+            save_file(contiguous, part, metadata)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write the prompts {path} ({error}); make room there, or choose another "
+            "output=<folder>"
+        ) from None
 
 
 def load_prompts(
@@ -65,18 +77,31 @@ def load_prompts(
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read the prompts {path}: {error}") from None
     if metadata.get("format") != _FORMAT:
-        raise DataError(f"{path} has format {metadata.get('format')!r}; expected {_FORMAT!r}")
+        raise DataError(
+            f"{path} has format {metadata.get('format')!r}; expected {_FORMAT!r}, as `fedkd run` "
+            "writes it"
+        )
     mean = tensors.pop(MEAN_AMPLITUDE, None)
     with seeding.isolated(0, "prompt-generator"):
         generator = make_generator(config, channels, height, width)
+    state = {name.removeprefix(GENERATOR): tensor for name, tensor in tensors.items()}
+    problem = ""
     if generator is not None:
-        dtype = next((t.dtype for t in tensors.values()), torch.float32)
-        state = {name.removeprefix(GENERATOR): tensor for name, tensor in tensors.items()}
+        generator.to(next((tensor.dtype for tensor in state.values()), torch.float32))
         try:
-            generator.to(dtype).load_state_dict(state)
+            generator.load_state_dict(state)
         except RuntimeError as error:
-            raise DataError(
-                f"{path} does not fit prompts.generator = {config.generator!r} and images of "
-                f"{height}x{width} px: {error}"
-            ) from None
+            problem = str(error)
+    elif state:
+        problem = f"it holds a generator, whose first tensor is {min(state)!r}"
+    if config.form == "mix" and config.generator != "amplitude_mix":
+        shape = None if mean is None else tuple(mean.shape)
+        if shape != (channels, height, width // 2 + 1):
+            problem = problem or f"its mean amplitude is {shape}"
+    if problem:
+        raise DataError(
+            f"{path} does not fit prompts.generator = {config.generator!r}, prompts.form = "
+            f"{config.form!r} and images of {height}x{width} px: {problem}; give it the config of "
+            "the run that wrote it"
+        )
     return Prompter(config, generator, mean), int(metadata["round"])

@@ -1,5 +1,6 @@
 """The prompter: what stands between images and the teacher, drawn anew for every batch."""
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -132,14 +133,31 @@ class Prompter:
             pixels: Float (batch, channels, height, width) in [0, 1].
             rng: CPU generator.
         """
-        return self._prompted(pixels, self.draw(len(pixels), rng, pixels))
+        return next(self.in_views([pixels], rng))
+
+    def in_views(self, views: Iterable[Tensor], rng: torch.Generator) -> Iterator[Prompted]:
+        """The same images in several views, such as flipped ones, each under one drawn prompt.
+
+        Prompt and strength of an image are drawn at the first view and are the same in all.
+
+        Args:
+            views: Of the same images in the same order, as in :meth:`__call__`.
+            rng: CPU generator.
+        """
+        drawn, log_gains = None, None
+        for pixels in views:
+            if drawn is None:
+                drawn = self.draw(len(pixels), rng, pixels)
+                log_gains = None if self.generator is None else self.log_gains(drawn.latents)
+            yield self._prompted(pixels, drawn.strengths, log_gains)
 
     def full(self, pixels: Tensor, rng: torch.Generator) -> Prompted:
         """The same with a prompt of strength 1 for each image, whatever the config says."""
         drawn = self.draw(len(pixels), rng, pixels, per="image")
-        return self._prompted(pixels, Draw(drawn.latents, torch.ones_like(drawn.strengths)))
+        log_gains = None if self.generator is None else self.log_gains(drawn.latents)
+        return self._prompted(pixels, torch.ones_like(drawn.strengths), log_gains)
 
-    def _prompted(self, pixels: Tensor, drawn: Draw) -> Prompted:
-        if self.generator is None:
-            return self.mix_amplitudes(pixels, pixels.roll(-1, 0), drawn.strengths)
-        return self.apply(pixels, self.log_gains(drawn.latents), drawn.strengths)
+    def _prompted(self, pixels: Tensor, strengths: Tensor, log_gains: Tensor | None) -> Prompted:
+        if log_gains is None:
+            return self.mix_amplitudes(pixels, pixels.roll(-1, 0), strengths)
+        return self.apply(pixels, log_gains, strengths)

@@ -45,7 +45,8 @@ class OneTeacherConfig(Section):
     processors that are faster with it; features are rounded (0.4 % and 0.02 % off for the default
     teacher). With float16, passes with gradients, for Fourier prompts, stay in full precision."""
     views: Literal["augmented", "clean", "dihedral"] = "augmented"
-    """Image whose features are the target of ekd. augmented: the one that the student sees, asked
+    """Image whose features are the target of ekd, and of fopro with prompts.kept_views, where it is
+    prompted first and features are kept in memory. augmented: the one that the student sees, asked
     for in every step. The others are computed once and kept in FEDKD_CACHE; the teacher does not
     run during training. clean: the image without augmentation; with any augmentation but none this
     is another method, as the student is to match features of an image that it does not see.
@@ -122,19 +123,37 @@ class TeacherConfig(OneTeacherConfig):
     `clients`, the names of the clients that have it. All teachers have the same number of
     features."""
 
-    def check_views(self, objective: str, augmentation: str) -> None:
-        """Refuse kept features (``views``) that would not be those that are needed (ValueError)."""
+    def check_views(self, objective: str, augmentation: str, kept_views: int = 0) -> None:
+        """Refuse kept features (``views``) that would not be those that are needed (ValueError).
+
+        Args:
+            objective: Its name.
+            augmentation: Its name.
+            kept_views: ``prompts.kept_views``.
+        """
         keys = {"teacher.views": self.views}
         for number, one in enumerate(self.by_client):
             keys[f"teacher.by_client.{number}.views"] = one.views
         for key, views in keys.items():
-            if objective == "fopro" and views != "augmented":
+            if objective == "fopro" and views != "augmented" and not kept_views:
                 raise ValueError(
                     f"{key} is {views!r}, but objective.name = 'fopro' draws a new prompt for "
                     "every image and step, so that no feature can be kept; set it to 'augmented', "
-                    "or objective.name to 'ekd'"
+                    "prompts.kept_views to 3, say, or objective.name to 'ekd'"
                 )
-            if objective == "ekd" and views == "dihedral" and augmentation not in DIHEDRAL:
+            bank = objective == "fopro" and kept_views > 0
+            if bank and views == "augmented" and augmentation != "none":
+                raise ValueError(
+                    f"{key} is 'augmented', but prompts.kept_views = {kept_views} keeps features, "
+                    f"and augmentation.name = {augmentation!r} shows the student another image in "
+                    f"every step; set {key} to 'dihedral' or 'clean', augmentation.name to 'none', "
+                    "or prompts.kept_views to 0"
+                )
+            if (
+                (objective == "ekd" or bank)
+                and views == "dihedral"
+                and augmentation not in DIHEDRAL
+            ):
                 raise ValueError(
                     f"{key} is 'dihedral', but augmentation.name is {augmentation!r}, whose views "
                     f"are not the flips and quarter turns; set augmentation.name to "
