@@ -248,6 +248,6 @@ class FoPro(EKD):
             "prompt_cosine": quality.cosine,
             "prompt_saturated": quality.saturated,
         }
-        if self._prompter.generator is None:
+        if self.prompter.generator is None:
             return values
         return {**values, "prompt_magnitude": quality.magnitude, "prompt_rank": rank}

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--output", help="folder for the files (default: see the command)")
     _add_probe(commands)
     _add_spectrum(commands)
+    _add_prompts(commands)
     _add_data(commands)
     _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
@@ -116,6 +117,45 @@ def _add_spectrum(commands: Subparsers) -> None:
     )
     spectrum.add_argument("--output", help="folder for the files (default: in the recipe's output)")
     spectrum.set_defaults(overrides=[])
+
+
+def _add_prompts(commands: Subparsers) -> None:
+    text = "look at the Fourier prompts of a run's hospitals: a page of pictures, and numbers"
+    prompts = _add(commands, "prompts", text)
+    prompts.add_argument("run", metavar="RUN", help="a run directory, of the objective fopro")
+    prompts.add_argument(
+        "--split",
+        choices=("train", "val"),
+        default="train",
+        help="whose images are prompted: the hospital's own ones of train (default) or val",
+    )
+    prompts.add_argument(
+        "--images",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="images to show of each hospital: of its largest class, then of its rarest "
+        "(default: 3)",
+    )
+    prompts.add_argument(
+        "--seed",
+        type=_not_negative,
+        metavar="S",
+        help="which images and which prompts are drawn (default: the run's seed)",
+    )
+    prompts.add_argument("--output", help="folder for the files (default: RUN/prompts)")
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
 
 
 def _add_data(commands: Subparsers) -> None:

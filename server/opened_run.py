@@ -67,15 +67,25 @@ class OpenedRun:
                 f"{self.summary.get('status')!r}"
             ) from None
         student = experiment.build_student()
-        student.load_state_dict({**student.state_dict(), **tensors})
+        try:
+            student.load_state_dict({**student.state_dict(), **tensors})
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise DataError(
+                f"{self.path / name} is no student of {self.path / 'config.toml'}: "
+                f"{first[0].strip()}"
+            ) from None
         return student.eval()
 
 
 def open_run(path: Path) -> OpenedRun:
     """Read the config and the summary of a run directory.
 
+    Args:
+        path: The directory, of a run that has ended in any way, or goes on still.
+
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is none, or it is damaged.
     """
     for name in ("config.toml", "summary.json"):
         if not (path / name).is_file():
@@ -85,6 +95,11 @@ def open_run(path: Path) -> OpenedRun:
             )
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path / 'summary.json'} is damaged: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path / 'summary.json'}: {error}") from None
+    if not isinstance(summary, dict) or "partition_hash" not in summary:
+        raise ConfigError(
+            f"{path / 'summary.json'} is damaged: it has no partition_hash, which every run notes "
+            "as it starts"
+        )
     return OpenedRun(path, config.load(Recipe, path / "config.toml"), summary)

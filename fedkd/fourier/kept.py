@@ -91,7 +91,7 @@ def load_prompts(
         try:
             generator.load_state_dict(state)
         except RuntimeError as error:
-            problem = str(error)
+            problem = str(error).splitlines()[1].strip()
     elif state:
         problem = f"it holds a generator, whose first tensor is {min(state)!r}"
     if config.form == "mix" and config.generator != "amplitude_mix":

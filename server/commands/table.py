@@ -22,6 +22,7 @@ from server.commands.data import data
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
 from server.commands.spectrum import spectrum
+from server.commands.prompts import prompts
 from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": pretrain,
     "probe": probe,
     "spectrum": spectrum,
+    "prompts": prompts,
     "data": data,
     "teachers": teachers,
     "list": catalog,
