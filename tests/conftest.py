@@ -18,7 +18,7 @@ from fedkd.data.images import LabelledImages
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
 from server import simulate
-from server.pictures import curves, feature_space, partition, spectrum
+from server.pictures import curves, feature_space, partition, prompt_curves, prompts, spectrum
 
 CLASSES = ("a", "b", "c", "d")
 SITES = ("north", "south", "west")
@@ -196,6 +196,6 @@ def drawn(monkeypatch):
         FigureCanvasAgg(figure).draw()
         figures.append(figure)
 
-    for module in (curves, partition, feature_space, spectrum):
+    for module in (curves, partition, feature_space, prompts, prompt_curves, spectrum):
         monkeypatch.setattr(module, "write_figure", keep)
     return figures

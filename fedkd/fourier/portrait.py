@@ -17,7 +17,7 @@ from fedkd.losses.distillation import feature_distillation
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.moments import moment_divergence
 
-NUM_LATENTS = 64
+NUM_LATENTS = 32
 """Prompts that magnitude, rank, mean and spread are taken over."""
 NUM_IMAGES = 64
 """Images of a hospital, at most, that the effect is measured on."""
