@@ -25,6 +25,7 @@ from server.opened_run import PROMPTS, OpenedRun, open_run
 from server.pictures import prompts as pictures
 from server.pictures.page import Section, write_page
 from server.pictures.prompt_curves import drawn_columns, plot_prompt_curves
+from server.pictures.style import short_name
 
 MAX_SHOWN = 6
 """Hospitals with pictures of their own; tables and curves have all."""
@@ -255,7 +256,7 @@ def _table(hospitals: list[HospitalPrompts]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "hospital": one.name,
-            "training images": str(one.num_train),
+            "train images": str(one.num_train),
             "measured on": str(one.portrait.num_images),
             "magnitude (nats)": _number(one.portrait.magnitude),
             "effective rank": _number(one.portrait.rank, 1)
@@ -286,9 +287,10 @@ def _print(hospitals: list[HospitalPrompts], config: PromptConfig) -> None:
     table = _table(hospitals)
     shown = Table(title=f"Fourier prompts ({config.generator}) at full strength")
     for number, name in enumerate(table.columns):
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+        first = number == 0
+        shown.add_column(name, justify="left" if first else "right", no_wrap=first)
     for row in table.itertuples(index=False):
-        shown.add_row(*(escape(value) for value in row))
+        shown.add_row(escape(short_name(row[0])), *(escape(value) for value in row[1:]))
     terminal.stdout().print(shown)
 
 
