@@ -74,6 +74,8 @@ def test_a_run_gives_a_page_pictures_numbers_and_a_table(run, capsys):
     folder = run / "prompts"
     assert out.splitlines()[-1] == str(folder / "prompts.html")
     assert "Fourier prompts (conv) at full strength" in out
+    for word in ("hospital_1", "magnitude", "effective", "prompted", "saturated", "cosine"):
+        assert word in out
     assert "measuring the prompts of hospital_1 ..." in err
     pictures = ["changes", "images_client-0", "images_client-1", "maps", "profiles", "rounds"]
     assert sorted(p.name for p in folder.glob("*.png")) == [f"prompts_{n}.png" for n in pictures]

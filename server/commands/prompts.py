@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from rich.markup import escape
@@ -288,7 +289,9 @@ def _print(hospitals: list[HospitalPrompts], config: PromptConfig) -> None:
     shown = Table(title=f"Fourier prompts ({config.generator}) at full strength")
     for number, name in enumerate(table.columns):
         first = number == 0
-        shown.add_column(name, justify="left" if first else "right", no_wrap=first)
+        longest = max(len(word) for word in name.split())
+        justify: Literal["left", "right"] = "left" if first else "right"
+        shown.add_column(name, justify=justify, no_wrap=first, min_width=longest)
     for row in table.itertuples(index=False):
         shown.add_row(escape(short_name(row[0])), *(escape(value) for value in row[1:]))
     terminal.stdout().print(shown)

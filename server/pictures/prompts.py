@@ -265,7 +265,8 @@ def _scale(figure: Figure, grid: Any, norm: Normalize, label: str, location: str
         ScalarMappable(norm, _DIVERGING),
         ax=list(grid.flat),
         location=location,
-        fraction=0.05,
+        fraction=min(0.05, 0.12 / len(grid)) if location == "bottom" else 0.05,
+        pad=min(0.05, 0.08 / len(grid)) if location == "bottom" else 0.05,
         shrink=0.9 if location == "bottom" else min(0.9, 2.5 / len(grid)),
         aspect=10 if location == "bottom" else 20,
     )
