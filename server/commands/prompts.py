@@ -289,11 +289,13 @@ def _print(hospitals: list[HospitalPrompts], config: PromptConfig) -> None:
     shown = Table(title=f"Fourier prompts ({config.generator}) at full strength")
     for number, name in enumerate(table.columns):
         first = number == 0
-        longest = max(len(word) for word in name.split())
+        # Rich would break words rather than lines.
+        cells = [value[:14] if first else value for value in table[name]]
+        longest = max(len(word) for word in [*name.split(), *cells])
         justify: Literal["left", "right"] = "left" if first else "right"
-        shown.add_column(name, justify=justify, no_wrap=first, min_width=longest)
+        shown.add_column(name, justify=justify, no_wrap=first, width=longest)
     for row in table.itertuples(index=False):
-        shown.add_row(escape(short_name(row[0])), *(escape(value) for value in row[1:]))
+        shown.add_row(escape(short_name(row[0], 14)), *(escape(value) for value in row[1:]))
     terminal.stdout().print(shown)
 
 
@@ -302,4 +304,4 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+    return "-" if math.isnan(value) else f"{100 * value:.1f}%"

@@ -118,7 +118,11 @@ def plot_examples(
     norms = [_around_zero(scale) for scale in scales]
     headings = [f"strength {STRENGTHS[0]:g}", *(f"{strength:g}" for strength in STRENGTHS[1:])]
     with rc_context(STYLE):
-        figure, grid = _grid(len(one.examples), len(headings) + 2, (1.42, 1.5), title)
+        num = len(one.examples)
+        heights = [*[1.0] * num, 0.08]  # the scales have a row of their own: images stay in line
+        cell = (1.42, 1.5 * num / (num + 1))
+        figure, cells = _grid(num + 1, len(headings) + 2, cell, title, heights=heights)
+        grid = cells[:num]
         for row, example in zip(grid, one.examples, strict=True):
             for axes, view in zip(row, example.views, strict=False):
                 image = view.permute(1, 2, 0).clamp(0, 1).float().numpy()
@@ -131,9 +135,16 @@ def plot_examples(
             row[-1].set(xticks=[], yticks=[])
             row[0].set_ylabel(_broken(example.name), fontsize=9)
         _head(grid, [*headings, "change of\npixels", "change of\nspectrum"])
-        for column, norm, label in ((-2, norms[0], "mean of R, G, B"),
-                                    (-1, norms[1], "log(A~/A), nats")):  # fmt: skip
-            _scale(figure, grid[:, [column]], norm, label, location="bottom")
+        for axes in cells[num, :-2]:
+            axes.remove()
+        for axes, norm, label in zip(
+            cells[num, -2:], norms, ("mean of R, G, B", "log(A~/A), nats"), strict=True
+        ):
+            bar = figure.colorbar(
+                ScalarMappable(norm, _DIVERGING), cax=axes, orientation="horizontal"
+            )
+            bar.set_label(label, fontsize=8)
+            axes.tick_params(labelsize=8)
         write_figure(figure, path)
 
 
@@ -214,13 +225,17 @@ def _grid(
     cell: tuple[float, float],
     title: str,
     widths: Sequence[float] | None = None,
+    heights: Sequence[float] | None = None,
 ) -> tuple[Figure, Any]:
     total = sum(widths) if widths else num_columns
     size = (max(cell[0] * total + 1.5, 5.5), cell[1] * num_rows + 1.4)
     figure = Figure(figsize=size, dpi=120)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.set_layout_engine("constrained", w_pad=0.04, h_pad=0.04)
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False, width_ratios=widths)
+    grid = figure.subplots(
+        num_rows, num_columns, squeeze=False, width_ratios=widths, height_ratios=heights
+    )
+    return figure, grid
 
 
 def _head(grid: Any, headings: Sequence[str]) -> None:
