@@ -189,7 +189,11 @@ def _explain(
     if key in overridden or f"{key}.name" in overridden:
         where = "on the command line"
     if error["type"] == "extra_forbidden":
-        known = [name for section in sections for name in section.model_fields]
+        known = [
+            field.alias or name
+            for section in sections
+            for name, field in section.model_fields.items()
+        ]
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in location[:-1])
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -18,9 +18,12 @@ from fedkd.border import (
     note_neighbours,
 )
 from fedkd.data.catalog import load_splits
+from fedkd.data.folds import keep_classes, refold
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import class_groups
+from fedkd.data.shortcut import check as check_shortcut
+from fedkd.data.shortcut import mark
 from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
@@ -59,6 +62,7 @@ class Experiment:
         initial_student: The caller's initial weights, instead of ``recipe.student``.
         images_given: The images are the caller's own, not those that the recipe names.
         teacher_configs: Settings of each client's teacher; empty where there is none.
+        first_teacher: Whose backbone the student starts from, if ``student.init`` says so.
     """
 
     recipe: Recipe
@@ -71,6 +75,7 @@ class Experiment:
     initial_student: InitialStudent | None = field(default=None, repr=False)
     images_given: bool = False
     teacher_configs: tuple[OneTeacherConfig, ...] = ()
+    first_teacher: Teacher | None = field(default=None, repr=False)
 
     @property
     def num_clients(self) -> int:
@@ -151,7 +156,7 @@ class Experiment:
             num_teacher_features=first.num_features if first else None,
             seed=self.recipe.seed,
             normalize=self.splits.train.images.dtype == np.uint8,
-            teacher_backbone=first.backbone if first else None,
+            teacher_backbone=self.first_teacher.backbone if self.first_teacher else None,
             contrastive=objective.name == "moon",
             momentum_contrast=objective.name == "moco",
             cosine=objective.loss == "ldam",
@@ -201,6 +206,11 @@ def open_experiment(
             "long_tail is given together with sites; it thins out the data set that a recipe "
             "names: leave the section out, or give sites that are long-tailed already"
         )
+    if sites is not None and recipe.shortcut.is_given:
+        raise ConfigError(
+            "shortcut.class is given together with sites; it marks the data set that a recipe "
+            "names: leave the section out, or give sites that are marked already"
+        )
     if sites is None:
         splits, divided = open_data(recipe)
     else:
@@ -211,7 +221,7 @@ def open_experiment(
     rates = learning_rates(recipe.schedule, recipe.training.learning_rate, recipe.num_rounds)
     opened: tuple[Teacher, ...] = ()
     configs: tuple[OneTeacherConfig, ...] = ()
-    if recipe.objective.name in WITH_TEACHER:
+    if recipe.objective.name in WITH_TEACHER or recipe.student.init == "teacher":
         opened = open_teachers(
             recipe.teacher,
             teacher,
@@ -229,6 +239,9 @@ def open_experiment(
             "student.init is 'teacher' but the clients have different teachers; choose another "
             "initialisation, or one teacher for all"
         )
+    first_teacher = opened[0] if opened else None
+    if recipe.objective.name not in WITH_TEACHER:
+        opened, configs = (), ()
     experiment = Experiment(
         recipe,
         splits,
@@ -240,6 +253,7 @@ def open_experiment(
         initial_student,
         images_given=sites is not None,
         teacher_configs=configs,
+        first_teacher=first_teacher,
     )
     if experiment.scored_by_neighbours:
         note_neighbours(recipe)
@@ -252,8 +266,20 @@ def open_experiment(
 
 def open_data(recipe: Recipe) -> tuple[Splits, Partition]:
     """The images that a recipe names, and which of them each client trains on."""
-    splits = thin(recipe.long_tail, load_splits(recipe.data))
+    splits = open_splits(recipe)
     return splits, partition(recipe.partition, splits.train, recipe.num_clients, recipe.seed)
+
+
+def open_splits(recipe: Recipe) -> Splits:
+    """The images that a recipe names: loaded, divided into folds, thinned out and marked."""
+    splits, shortcut = load_splits(recipe.data), recipe.shortcut
+    if shortcut.is_given:
+        check_shortcut(shortcut, splits.train)
+        if shortcut.num_folds:
+            splits = refold(splits, shortcut.num_folds, shortcut.fold, shortcut.seed)
+        if shortcut.other and shortcut.pair_only:
+            splits = keep_classes(splits, (shortcut.marked_class, shortcut.other))
+    return mark(shortcut, thin(recipe.long_tail, splits))
 
 
 def _gather(

@@ -11,6 +11,7 @@ from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
+from fedkd.data.shortcut import ShortcutConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
@@ -150,6 +151,8 @@ class Recipe(Section):
     long_tail: LongTailConfig = LongTailConfig()
     """Makes the training images long-tailed, whatever the data set: some are left out, before they
     are divided over clients. Val and test stay as they are."""
+    shortcut: ShortcutConfig = ShortcutConfig()
+    """Marks images of one class as a scanner may, in train, val and test; see `fedkd shortcut`."""
     partition: PartitionConfig = PartitionConfig()
     """Which client has which training images."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -225,15 +228,19 @@ class Recipe(Section):
     def data_set(self) -> dict[str, Any]:
         """Which training images: sections ``data`` and ``long_tail`` without ``PLACES``.
 
-        Two machines with the same images have the same, wherever they keep them.
+        Where images are marked, ``shortcut`` as well. Two machines with the same images have the
+        same, wherever they keep them.
         """
         data = self.data.model_dump(mode="json", exclude=PLACES)
-        return {"data": data, "long_tail": self.long_tail.model_dump(mode="json")}
+        values = {"data": data, "long_tail": self.long_tail.model_dump(mode="json")}
+        if self.shortcut.is_given:
+            values["shortcut"] = self.shortcut.model_dump(mode="json")
+        return values
 
     def hash(self) -> str:
         """SHA-256 over all that can change a number.
 
-        All but names, what is kept, and how files are read.
+        All but names, what is kept, how files are read, and a ``shortcut`` that marks nothing.
         """
         left_out: dict[str, Any] = {
             "name": True,
@@ -242,4 +249,6 @@ class Recipe(Section):
             "data": CHANGES_NO_NUMBER,
         }
         values = self.model_dump(mode="json", exclude=left_out)
+        if not self.shortcut.is_given:
+            del values["shortcut"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedkd.data.pixels import Selection, read_batches
+from fedkd.data.pixels import Joined, Selection, read_batches
 
 ARRAY = np.arange(5 * 3 * 2 * 2, dtype=np.uint8).reshape(5, 3, 2, 2)
 ROWS = np.array([4, 0, 3, 3])
@@ -43,3 +43,15 @@ def test_batches_are_read_in_the_order_of_the_plan(pixels):
     read = list(read_batches(pixels, plan))
     assert all(np.array_equal(got, ARRAY[rows]) for got, rows in zip(read, plan, strict=True))
     assert not any(np.may_share_memory(got, ARRAY) for got in read)
+
+
+def test_joined_pixels_are_their_concatenation_whatever_the_rows():
+    numbered = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(3, axis=1)
+    parts = [numbered[2:5], Selection(numbered, np.array([1, 0])), numbered[:0]]
+    whole = Joined(parts)
+    expected = np.concatenate([np.asarray(part) for part in parts])
+    assert whole.shape == expected.shape == (5, 3, 1, 1)
+    assert np.array_equal(np.asarray(whole), expected)
+    plan = [np.array([4, 0, 3]), np.array([], np.int64), np.array([1, 1])]
+    for rows, found in zip(plan, whole.batches(plan), strict=True):
+        assert np.array_equal(found, expected[rows])

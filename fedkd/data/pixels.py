@@ -1,7 +1,9 @@
 """Pixels of many images: in an array (in memory or mapped from a file), or read when needed."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,44 @@ class Selection(LazyPixels):
     def batches(self, plan: Iterable[Integers]) -> Generator[Array, None, None]:
         """The rows of each batch."""
         return read_batches(self.pixels, (self.rows[rows] for rows in plan))
+
+
+class Joined(LazyPixels):
+    """Several pixels one after the other as one, of which nothing is copied until it is read.
+
+    Args:
+        parts: At least one, all with images of one shape and dtype.
+    """
+
+    def __init__(self, parts: Sequence[Pixels]) -> None:
+        first = parts[0]
+        assert all((p.shape[1:], p.dtype) == (first.shape[1:], first.dtype) for p in parts)
+        super().__init__((sum(map(len, parts)), *first.shape[1:]), first.dtype)
+        self.parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def batches(self, plan: Iterable[Integers]) -> Generator[Array, None, None]:
+        """The rows of each batch."""
+        plans = tee(plan, len(self.parts) + 1)
+        with ExitStack() as stack:
+            read = [
+                stack.enter_context(closing(read_batches(part, self._within(number, own))))
+                for number, (part, own) in enumerate(zip(self.parts, plans[1:], strict=True))
+            ]
+            for rows, *found in zip(plans[0], *read, strict=True):
+                pixels = np.empty((len(rows), *self.shape[1:]), self.dtype)
+                owner = self._owner(rows)
+                for number, images in enumerate(found):
+                    pixels[owner == number] = images
+                yield pixels
+
+    def _owner(self, rows: Integers) -> Integers:
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _within(self, number: int, plan: Iterable[Integers]) -> Generator[Integers, None, None]:
+        """Rows of one part, in each batch; often none."""
+        for rows in plan:
+            yield rows[self._owner(rows) == number] - self._starts[number]
 
 
 def read_batches(pixels: Pixels, plan: Iterable[Integers]) -> Generator[Array, None, None]:

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkd import config, files
-from fedkd.data.catalog import load_splits
 from fedkd.data.images import Splits
-from fedkd.data.thinning import thin
 from fedkd.device import choose_device
+from fedkd.experiment import open_splits
 from fedkd.fetching import hash_file
 from fedkd.partitions.manifest import data_sha256
 from fedkd.probing import worth
@@ -45,7 +44,7 @@ def probe(options: argparse.Namespace) -> None:
     # The file of weights first: a missing one is found in no time, images take theirs.
     teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
     card = _card(recipe.teacher)
-    splits = thin(recipe.long_tail, load_splits(recipe.data))
+    splits = open_splits(recipe)
     with ExitStack() as stack:
         if recipe.engine.num_threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
