@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_overrides(command, "config values to change, such as training.learning_rate=0.001")
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
+    _add_shortcut(commands)
     _add_probe(commands)
     _add_spectrum(commands)
     _add_prompts(commands)
@@ -57,6 +58,25 @@ def _add(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
 
 def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
+def _add_shortcut(commands: Subparsers) -> None:
+    text = "does a federation learn a scanner's mark: train and test over degradations and folds"
+    shortcut = _add(commands, "shortcut", text)
+    shortcut.add_argument("config", help="recipe with a section [shortcut], a TOML file")
+    _add_overrides(shortcut, "config values to change, such as shortcut.class=nv")
+    shortcut.add_argument(
+        "--degradations",
+        default="0,0.25,0.5,0.75,1",
+        metavar="D,D,...",
+        help="shares of the class's images that get the mark (default: %(default)s)",
+    )
+    shortcut.add_argument(
+        "--folds", type=int, default=3, metavar="K", help="folds (default: %(default)s)"
+    )
+    shortcut.add_argument(
+        "--output", help="folder for runs and files (default: NAME-shortcut in the recipe's output)"
+    )
 
 
 def _add_probe(commands: Subparsers) -> None:

@@ -23,6 +23,7 @@ from server.commands.pretrain import pretrain
 from server.commands.probe import probe
 from server.commands.spectrum import spectrum
 from server.commands.prompts import prompts
+from server.commands.shortcut import shortcut
 from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
@@ -97,6 +98,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "partition": partition,
     "config": show_config,
     "pretrain": pretrain,
+    "shortcut": shortcut,
     "probe": probe,
     "spectrum": spectrum,
     "prompts": prompts,
