@@ -156,7 +156,7 @@ def _load_imagenet(backbone: nn.Module, name: str) -> None:
 
 def _load_from_teacher(backbone: nn.Module, teacher: nn.Module | None, name: str) -> None:
     if teacher is None:
-        raise StudentError("student.init is 'teacher' but the objective has no teacher")
+        raise StudentError("student.init is 'teacher' but no teacher is given")
     own, given = backbone.state_dict(), teacher.state_dict()
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in given.items()}:
         raise StudentError(
