@@ -212,9 +212,9 @@ class Recipe(Section):
         ):
             if value != default:
                 raise ValueError(
-                    f"{key} is {value!r}, but prompts.generator = {generator!r} is a control, which "
-                    f"learns nothing and has nothing to {what}; leave {key} out, or choose a "
-                    "generator that learns"
+                    f"{key} is {value!r}, but prompts.generator = {generator!r} is a control, "
+                    f"which learns nothing and has nothing to {what}; leave {key} out, or choose "
+                    "a generator that learns"
                 )
         return self
 

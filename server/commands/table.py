@@ -21,9 +21,9 @@ from server import terminal
 from server.commands.data import data
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
-from server.commands.spectrum import spectrum
 from server.commands.prompts import prompts
 from server.commands.shortcut import shortcut
+from server.commands.spectrum import spectrum
 from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
