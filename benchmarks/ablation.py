@@ -107,7 +107,7 @@ def pilot(recipe: Recipe) -> dict[str, Any]:
             jitter.latent_dim,
             generator=seeding.generator(recipe.seed, "ablation-noise"),
         )
-        return jitter(noise).abs().mean().item() - target
+        return float(jitter(noise).abs().mean()) - target
 
     return {
         "learned": learned,

@@ -50,23 +50,28 @@ def pairs() -> Iterator[tuple[str, Arm, Arm]]:
                 yield setting, (method, teacher), ("jitter", teacher)
 
 
-def scores(frame: pd.DataFrame, setting: str, arm: Arm, metric: str) -> pd.Series:
-    """A score by seed, of the finished cells."""
-    method, teacher = arm
-    chosen = frame[
-        (frame.setting == setting)
-        & (frame.method == method)
-        & (frame.teacher == teacher)
-        & (frame.status == "finished")
-    ]
-    return chosen.set_index("seed")[metric].sort_index()
+Arms = Mapping[tuple[str, str, str], pd.DataFrame]
+"""Finished cells by setting, method and teacher, in the order of their seeds."""
 
 
-def compare(frame: pd.DataFrame, metric: str) -> list[Comparison]:
+def arms_of(frame: pd.DataFrame) -> Arms:
+    """Finished cells by what they ran."""
+    finished = frame[frame.status == "finished"].set_index("seed").sort_index()
+    groups = finished.groupby(["setting", "method", "teacher"])
+    return {(str(one), str(two), str(three)): cells for (one, two, three), cells in groups}
+
+
+def scores(arms: Arms, setting: str, arm: Arm, metric: str) -> pd.Series:
+    """A score by seed; empty if no cell has finished."""
+    found = arms.get((setting, *arm))
+    return pd.Series(dtype=float) if found is None else found[metric]
+
+
+def compare(arms: Arms, metric: str) -> list[Comparison]:
     """All comparisons of a score, corrected together."""
     found = []
     for setting, first, second in pairs():
-        gap = scores(frame, setting, first, metric) - scores(frame, setting, second, metric)
+        gap = scores(arms, setting, first, metric) - scores(arms, setting, second, metric)
         found.append(Comparison(setting, first, second, tuple(100 * gap.dropna())))
     corrected = holm([one.p for one in found])
     return [
@@ -94,12 +99,13 @@ def read(path: Path) -> pd.DataFrame:
 
 def tables(frame: pd.DataFrame) -> str:
     """All that stands between the markers."""
-    by_metric = {metric: compare(frame, metric) for metric in METRICS}
-    parts = [_state(frame), "### In words", _reading(frame, by_metric)]
+    arms = arms_of(frame)
+    by_metric = {metric: compare(arms, metric) for metric in METRICS}
+    parts = [_state(frame), "### In words", _reading(by_metric)]
     for setting, title in SETTINGS.items():
-        parts += [f"### {title}", _means(frame, setting), _differences(by_metric, setting)]
-    parts += ["### The teachers' own probes", _probes(frame)]
-    parts += ["### What the prompts did", _prompts(frame)]
+        parts += [f"### {title}", _means(arms, setting), _differences(by_metric, setting)]
+    parts += ["### The teachers' own probes", _probes(arms)]
+    parts += ["### What the prompts did", _prompts(arms)]
     return "\n\n".join(parts)
 
 
@@ -144,12 +150,12 @@ def _label(arm: Arm) -> str:
     return LABELS[method] + ("" if teacher == "none" else f" ({teacher})")
 
 
-def _means(frame: pd.DataFrame, setting: str) -> str:
-    arms: list[Arm] = [("ce", "none"), ("bsm", "none")]
-    arms += [(method, teacher) for teacher in TEACHERS for method in DISTILLED]
+def _means(arms: Arms, setting: str) -> str:
+    methods: list[Arm] = [("ce", "none"), ("bsm", "none")]
+    methods += [(method, teacher) for teacher in TEACHERS for method in DISTILLED]
     rows = []
-    for method, teacher in arms:
-        found = [scores(frame, setting, (method, teacher), metric) for metric in METRICS]
+    for method, teacher in methods:
+        found = [scores(arms, setting, (method, teacher), metric) for metric in METRICS]
         rows.append([LABELS[method], _teacher(teacher), str(len(found[0])), *map(_spread, found)])
     header = ["method", "teacher", "seeds", "balanced accuracy, %", "MCC, %", "tail recall, %"]
     return "Test scores, mean ± standard deviation over seeds.\n\n" + _table(header, rows)
@@ -183,7 +189,7 @@ def _differences(by_metric: Mapping[str, Sequence[Comparison]], setting: str) ->
     return "Paired differences over seeds.\n\n" + _table(header, rows)
 
 
-def _probes(frame: pd.DataFrame) -> str:
+def _probes(arms: Arms) -> str:
     rows = []
     for teacher in TEACHERS:
         for method in LABELS:
@@ -191,8 +197,8 @@ def _probes(frame: pd.DataFrame) -> str:
             if not method.startswith("probe: ") or ("raw" in method and teacher != TEACHERS[0]):
                 continue
             arm = (method, teacher)
-            found = [scores(frame, "single", arm, metric) for metric in METRICS]
-            gap = found[0] - scores(frame, "single", ("bsm", "none"), METRICS[0])
+            found = [scores(arms, "single", arm, metric) for metric in METRICS]
+            gap = found[0] - scores(arms, "single", ("bsm", "none"), METRICS[0])
             minus = Comparison("single", arm, ("bsm", "none"), tuple(100 * gap.dropna()))
             name = "" if "raw" in method else teacher
             rows.append(
@@ -206,14 +212,14 @@ def _probes(frame: pd.DataFrame) -> str:
     )
 
 
-def _prompts(frame: pd.DataFrame) -> str:
+def _prompts(arms: Arms) -> str:
     rows = []
     for setting, title in SETTINGS.items():
         for teacher in TEACHERS:
-            pilot = scores(frame, setting, ("pilot", teacher), "mean_abs_log_gain")
+            pilot = scores(arms, setting, ("pilot", teacher), "mean_abs_log_gain")
             for method in DISTILLED[1:]:
                 arm = (method, teacher)
-                priors = [scores(frame, setting, arm, key) for key in ("prior_clean", "prior")]
+                priors = [scores(arms, setting, arm, key) for key in ("prior_clean", "prior")]
                 shown = _spread(pilot, 2, 1) if method in ("jitter", "jitter_keep_dc") else ""
                 rows.append(
                     [title, teacher, LABELS[method], *(_spread(one, 3, 1) for one in priors), shown]
@@ -227,7 +233,7 @@ def _prompts(frame: pd.DataFrame) -> str:
     )
 
 
-def _reading(frame: pd.DataFrame, by_metric: Mapping[str, Sequence[Comparison]]) -> str:
+def _reading(by_metric: Mapping[str, Sequence[Comparison]]) -> str:
     """What may be concluded, by the rule that was fixed before."""
     found = [one for one in by_metric[METRICS[0]] if len(one.differences) > 1]
     if not found:

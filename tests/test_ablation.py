@@ -21,9 +21,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablation  # noqa: E402
 import ablation_report as report  # noqa: E402
-from ablation_cells import METHODS, SETTINGS, TEACHERS, Scale, make_recipe, plan, plan_pilots  # noqa: E402, E501
+from ablation_cells import (  # noqa: E402
+    METHODS,
+    SETTINGS,
+    TEACHERS,
+    Scale,
+    make_recipe,
+    plan,
+    plan_pilots,
+)
 from ablation_statistics import Comparison, holm  # noqa: E402
-
 
 FEW = {
     "name": "lesions",
@@ -177,7 +184,7 @@ def test_differences_are_paired_by_seed_as_scipy_has_it():
     frame = frame_of({("bsm", "none"): bsm, ("ekd", "default"): ekd})
     found = next(
         one
-        for one in report.compare(frame.sample(frac=1, random_state=1), "mcc")
+        for one in report.compare(report.arms_of(frame.sample(frac=1, random_state=1)), "mcc")
         if (one.first, one.second) == (("ekd", "default"), ("bsm", "none"))
     )
     # points: 3, 1, 5, 2; mean 2.75, sd 1.7078, t(0.975, 3) = 3.1824
