@@ -146,7 +146,10 @@ def test_a_client_that_missed_a_renewal_makes_it_up():
 
 
 def test_exploration_and_the_teacher_run_only_where_a_view_is_renewed(begin, passes):
-    """Two views at first, then one in rounds 3 and 5; 11 images fit into one batch of 32."""
+    """Two views at first, then one in rounds 3 and 5; 11 images fit into one batch of 32.
+
+    Besides, prompts are measured in every round, on 4 images.
+    """
     objective, student, loader = begin(explore={"warm_up_steps": 2, "steps_per_round": 3})
     seen = []
     for number in range(1, 6):
@@ -158,7 +161,7 @@ def test_exploration_and_the_teacher_run_only_where_a_view_is_renewed(begin, pas
         objective.next_images(np.array([3, 1]), plain(2))
         objective.target(loader.pixels(np.array([3, 1])))
         assert not passes
-    first, no, one = (5, True, [32, 32]), [], [32]
+    first, no, one = (5, True, [32, 32, 4]), [4], [32, 4]
     assert seen == [first, (5, False, no), (8, True, one), (8, False, no), (11, True, one)]
 
 
@@ -188,11 +191,12 @@ def test_scores_compare_with_images_without_a_prompt_and_draw_nothing(begin):
 
 
 @pytest.mark.parametrize(
-    ("generator", "gamma"), [("conv", 0.3), ("jitter", 0.0), ("amplitude_mix", 0.0)]
+    ("generator", "form", "gamma"),
+    [("conv", "mix", 0.3), ("jitter", "mix", 0.0), ("amplitude_mix", "gain", 0.0)],
 )
-def test_a_bank_continues_from_its_state_to_the_bit(opened, generator, gamma):
+def test_a_bank_continues_from_its_state_to_the_bit(opened, generator, form, gamma):
     explore = {"gamma": gamma, "warm_up_steps": 1}
-    prompts = {**BANK["prompts"], "generator": generator, "form": "mix"}
+    prompts = {**BANK["prompts"], "generator": generator, "form": form}
     config = {**BANK, "prompts": prompts, "explore": explore, "num_rounds": 4}
     node = Node(opened(**config))
     arrays = node.initial_arrays()
@@ -221,5 +225,5 @@ def test_a_renewal_copies_no_other_view(begin):
 def test_without_distillation_no_view_is_made(begin, passes):
     objective, student, loader = begin(objective={"lambda_f": 0.0})
     objective.start_round(student, loader, 1)
-    assert not passes
+    assert passes == [4], "prompts are measured, and no view is rendered"
     assert not any(name.startswith("bank.") for name in objective.state())

@@ -61,19 +61,19 @@ def measure(frozen, pixels, *args, **settings):
 
 def test_prompts_that_do_nothing_change_nothing(frozen, pixels):
     seen = measure(frozen, pixels, gains())
-    assert seen.prior == pytest.approx(seen.prior_clean, rel=1e-4)
+    assert seen.quality.prior == pytest.approx(seen.quality.prior_clean, rel=1e-4)
     assert seen.relative_fall == pytest.approx(0, abs=1e-4)
-    assert seen.cosine == pytest.approx(1, abs=1e-6)
-    assert (seen.magnitude, seen.saturated, seen.num_images) == (0, 0, 5)
+    assert seen.quality.cosine == pytest.approx(1, abs=1e-6)
+    assert (seen.quality.magnitude, seen.quality.saturated, seen.num_images) == (0, 0, 5)
     assert seen.changes.abs().max() < 1e-3
 
 
 def test_one_constant_gain_is_found_in_every_bin_and_is_a_collapse(frozen, pixels):
     seen = measure(frozen, pixels, gains(-0.3, -0.3))
-    assert seen.magnitude == pytest.approx(0.3)
+    assert seen.quality.magnitude == pytest.approx(0.3)
     assert seen.changes.shape == (3, 16, 16)
     assert torch.allclose(seen.changes, torch.tensor(-0.3, dtype=torch.float64), atol=1e-3)
-    assert (seen.rank, seen.collapsed) == (0, True)
+    assert (seen.quality.effective_rank, seen.collapsed) == (0, True)
 
 
 def test_prompts_in_many_directions_are_no_collapse(frozen, pixels):
@@ -83,7 +83,7 @@ def test_prompts_in_many_directions_are_no_collapse(frozen, pixels):
         "nd,dchw->nchw", z, torch.randn(6, 3, 16, 9, generator=seeding.generator(0, "d")) / 100
     )  # fmt: skip
     seen = portrait.portray(rich, frozen, pixels, seeding.generator(0, "portrait"))
-    assert 3 < seen.rank <= 6
+    assert 3 < seen.quality.effective_rank <= 6
     assert not seen.collapsed
 
 
@@ -95,25 +95,23 @@ def test_the_share_of_dc_is_1_for_brightness_alone_and_0_without(frozen, pixels,
 
 def test_dc_counts_as_unprompted_where_it_is_kept(frozen, pixels):
     seen = measure(frozen, pixels, gains(0, 1.0), keep_dc=True)
-    assert seen.magnitude == 0
+    assert seen.quality.magnitude == 0
     assert seen.changes.abs().max() < 1e-3
 
 
-def test_pixels_that_a_prompt_drives_to_the_limit_are_saturated_those_there_before_are_not(
-    frozen, pixels
-):
-    pixels[:, 0], pixels[:, 1] = 1.0, 0.0
+def test_pixels_that_a_prompt_drives_beyond_the_limits_are_saturated(frozen, pixels):
+    pixels[:, 0], pixels[:, 1] = 1.0, 0.0  # and 0.4: four times these are 4, 0 and 1.6
     seen = measure(frozen, pixels, gains(0, math.log(4)))
-    assert seen.saturated == pytest.approx(1 / 3)
+    assert seen.quality.saturated == pytest.approx(2 / 3)
 
 
 def test_amplitude_mix_has_no_log_gain(frozen, pixels):
     seen = measure(frozen, pixels)
     assert seen.log_gains is None
-    assert math.isnan(seen.magnitude)
-    assert math.isnan(seen.rank)
+    assert math.isnan(seen.quality.magnitude)
+    assert math.isnan(seen.quality.effective_rank)
     assert not seen.collapsed
-    assert seen.cosine < 1
+    assert seen.quality.cosine < 1
     # Amplitudes go around in a ring, so the mean of their logarithms stays.
     assert seen.changes.abs().max() < 1e-3
 

@@ -10,7 +10,7 @@ from fedkd import config, seeding
 from fedkd.errors import ConfigError
 from fedkd.fourier import spectrum
 from fedkd.fourier.config import PromptConfig
-from fedkd.fourier.prompter import Draw, Prompter
+from fedkd.fourier.prompter import Prompter
 from fedkd.recipe import Recipe
 from tests.prompt_scene import make_generator
 
@@ -89,7 +89,7 @@ def test_amplitude_mix_is_that_of_numpy(size, keep_dc):
 def test_amplitude_mix_leaves_empty_bins_and_black_images_alone():
     u = torch.stack([torch.zeros(3, 16, 16), torch.full((3, 16, 16), 0.25), images(1, 16, 16)[0]])
     prompter = Prompter(PromptConfig(generator="amplitude_mix"), None)
-    black, flat, _ = prompter._prompted(u, Draw(torch.zeros(3, 1), torch.ones(3))).pixels
+    black, flat, _ = prompter.prompted(u, torch.ones(3), None).pixels
     assert not black.any(), "it has no phase"
     # The flat image takes the other's mean, and nothing else, as only its mean has a phase.
     torch.testing.assert_close(flat, u[2].mean((1, 2)).view(3, 1, 1).expand(3, 16, 16))

@@ -7,6 +7,7 @@ import torch
 from matplotlib.text import Text
 
 from fedkd.fourier.portrait import Portrait
+from fedkd.fourier.quality import Quality
 from server.hospital_prompts import STRENGTHS, Example, HospitalPrompts
 from server.pictures import prompts
 from server.pictures.prompt_curves import drawn_columns, plot_prompt_curves
@@ -25,7 +26,7 @@ def hospital(number, gain=0.5, examples=2, size=(16, 17)):
         )
         for n in range(examples)
     )
-    portrait = Portrait(gains, gains[0], 64, 0.5, 4.0, 0.3, 0.3, 0.1, 0.9, 0.05)
+    portrait = Portrait(gains, gains[0], 64, 0.3, Quality(0.1, 0.3, 0.5, 4.0, 0.2, 0.9, 0.05))
     return HospitalPrompts(number, f"{LONG} {number}", 3, 100, portrait, shown)
 
 

@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from fedkd.fourier.prompter import Prompter
-from fedkd.fourier.prompts import effective_rank
+from fedkd.fourier.quality import COLLAPSED_BELOW, Quality, draw_log_gains, measure_prompts
 from fedkd.fourier.rings import ring_means
 from fedkd.fourier.spectrum import amplitude, empty_bins, full_from_half, rfft2
-from fedkd.losses.distillation import feature_distillation
 from fedkd.teachers.frozen import Teacher
-from fedkd.teachers.moments import moment_divergence
 
-NUM_LATENTS = 32
-"""Prompts that magnitude, rank, mean and spread are taken over."""
 NUM_IMAGES = 64
 """Images of a hospital, at most, that the effect is measured on."""
-COLLAPSED_BELOW = 3.0
-"""Effective rank below which prompts are all but one (specification, oracle O11)."""
 
 
 @dataclass(frozen=True)
@@ -35,50 +29,35 @@ class Portrait:
         changes: log(A~ / A) at full strength after the clamp, mean over the images, (channels,
             height, width). Bins without amplitude count as unchanged.
         num_images: Images that were measured.
-        magnitude: Mean |log-gain| in nats over prompts, channels and the half spectrum; nan
-            without log-gains.
-        rank: Effective rank of the log-gains, see :func:`effective_rank`; nan without them.
         dc_share: Share of the changed pixels' energy that is a change of an image's channel means,
             in [0, 1]; nan if nothing changes.
-        prior_clean: L_prior (kl) of the images.
-        prior: The same at full strength, one prompt for each image.
-        cosine: Mean cosine between the teacher's features of an image with and without its prompt.
-        saturated: Share of pixel values that are 0 or 1 with the prompt and were not without.
+        quality: What each round of a run measures too, here on these images.
     """
 
     log_gains: Tensor | None
     changes: Tensor
     num_images: int
-    magnitude: float
-    rank: float
     dc_share: float
-    prior_clean: float
-    prior: float
-    cosine: float
-    saturated: float
+    quality: Quality
 
     @property
     def relative_fall(self) -> float:
         """1 - prior / prior_clean: 1 is a perfect prior, below 0 prompts make it worse."""
-        return 1 - self.prior / self.prior_clean if self.prior_clean > 0 else float("nan")
+        quality = self.quality
+        return 1 - quality.prior / quality.prior_clean if quality.prior_clean > 0 else float("nan")
 
     @property
     def collapsed(self) -> bool:
         """Whether prompts differ in fewer than COLLAPSED_BELOW directions."""
-        return self.rank < COLLAPSED_BELOW
+        return self.quality.effective_rank < COLLAPSED_BELOW
 
     def numbers(self) -> dict[str, float]:
         """The measures by name, for a table."""
         return {
             "num_images": self.num_images,
-            "magnitude": self.magnitude,
-            "effective_rank": self.rank,
-            "fraction_dc": self.dc_share,
-            "prior_clean": self.prior_clean,
-            "prior": self.prior,
+            **self.quality._asdict(),
             "relative_fall": self.relative_fall,
-            "cosine": self.cosine,
-            "fraction_saturated": self.saturated,
+            "fraction_dc": self.dc_share,
         }
 
 
@@ -99,34 +78,11 @@ def prompted_at(
     """
     drawn = prompter.draw(len(pixels), rng, pixels, per="image")
     gains = None if prompter.generator is None else prompter.log_gains(drawn.latents)
-    shown = []
-    for strength in strengths:
-        given = torch.full_like(drawn.strengths, strength)
-        if gains is None:
-            shown.append(prompter.mix_amplitudes(pixels, pixels.roll(-1, 0), given).pixels)
-        else:
-            shown.append(prompter.apply(pixels, gains, given).pixels)
+    shown = [
+        prompter.prompted(pixels, torch.full_like(drawn.strengths, strength), gains).pixels
+        for strength in strengths
+    ]
     return torch.stack(shown)
-
-
-@torch.no_grad()
-def draw_log_gains(prompter: Prompter, rng: torch.Generator, like: Tensor) -> Tensor | None:
-    """Log-gains of NUM_LATENTS prompts, half-spectrum, float64 on the CPU; None if there are none.
-
-    As they act: with ``keep_dc`` that of frequency 0 is 0.
-
-    Args:
-        prompter: A client's.
-        rng: CPU generator of the latents.
-        like: Device and dtype of the generator.
-    """
-    if prompter.generator is None:
-        return None
-    drawn = prompter.draw(NUM_LATENTS, rng, like, per="image")
-    gains = prompter.log_gains(drawn.latents).double().cpu()
-    if prompter.config.keep_dc:
-        gains[..., 0, 0] = 0
-    return gains
 
 
 @torch.no_grad()
@@ -155,27 +111,18 @@ def portray(prompter: Prompter, teacher: Teacher, pixels: Tensor, rng: torch.Gen
             many images can be compared.
         rng: CPU generator of the latents.
     """
+    quality = measure_prompts(teacher, prompter, pixels, rng)
     gains = draw_log_gains(prompter, rng, pixels)
     after = prompted_at(prompter, pixels, rng, (1.0,))[0]
-    seen = [teacher.observe(images) for images in (pixels, after)]
-    prior_clean, prior = (moment_divergence(one.moments, teacher.reference).item() for one in seen)
-    # ||a - b||^2 of unit vectors is 2 - 2 cos.
-    distance = feature_distillation(seen[0].features, seen[1].features).mean().item()
     changed = (after - pixels).double()
     energy, num_pixels = changed.square().sum().item(), changed[0, 0].numel()
     dc_energy = num_pixels * changed.mean((-2, -1)).square().sum().item()
-    new_limits = ((after <= 0) | (after >= 1)) & (pixels > 0) & (pixels < 1)
     return Portrait(
-        log_gains=None if gains is None else full_from_half(gains, pixels.shape[-1]),
+        log_gains=None if gains is None else full_from_half(gains, pixels.shape[-1]).double().cpu(),
         changes=spectral_change(pixels, after),
         num_images=len(pixels),
-        magnitude=float("nan") if gains is None else gains.abs().mean().item(),
-        rank=float("nan") if gains is None else effective_rank(gains),
         dc_share=dc_energy / energy if energy > 0 else float("nan"),
-        prior_clean=prior_clean,
-        prior=prior,
-        cosine=1 - distance / 2,
-        saturated=new_limits.double().mean().item(),
+        quality=quality,
     )
 
 

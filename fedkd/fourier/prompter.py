@@ -149,15 +149,16 @@ class Prompter:
             if drawn is None:
                 drawn = self.draw(len(pixels), rng, pixels)
                 log_gains = None if self.generator is None else self.log_gains(drawn.latents)
-            yield self._prompted(pixels, drawn.strengths, log_gains)
+            yield self.prompted(pixels, drawn.strengths, log_gains)
 
     def full(self, pixels: Tensor, rng: torch.Generator) -> Prompted:
         """The same with a prompt of strength 1 for each image, whatever the config says."""
         drawn = self.draw(len(pixels), rng, pixels, per="image")
         log_gains = None if self.generator is None else self.log_gains(drawn.latents)
-        return self._prompted(pixels, torch.ones_like(drawn.strengths), log_gains)
+        return self.prompted(pixels, torch.ones_like(drawn.strengths), log_gains)
 
-    def _prompted(self, pixels: Tensor, strengths: Tensor, log_gains: Tensor | None) -> Prompted:
+    def prompted(self, pixels: Tensor, strengths: Tensor, log_gains: Tensor | None) -> Prompted:
+        """Images under given prompts, or mixed with the next image where there is no log-gain."""
         if log_gains is None:
             return self.mix_amplitudes(pixels, pixels.roll(-1, 0), strengths)
         return self.apply(pixels, log_gains, strengths)

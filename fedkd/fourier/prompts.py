@@ -159,8 +159,8 @@ def effective_rank(log_gains: Tensor) -> float:
     Returns:
         Between 1 and latents - 1; 0 if all are equal.
     """
-    log_gains = log_gains.detach()
-    centred = (log_gains - log_gains.mean(0)).flatten(1).double()
+    log_gains = log_gains.detach().double()
+    centred = (log_gains - log_gains.mean(0)).flatten(1)
     gram = centred @ centred.T  # has the non-zero eigenvalues of the covariance, times latents
     total = gram.diagonal().sum()
     return float(total.square() / gram.square().sum()) if total > 0 else 0.0

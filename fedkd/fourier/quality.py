@@ -16,6 +16,7 @@ from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.moments import moment_divergence
 
 NUM_LATENTS = 32
+"""Prompts that magnitude and rank are taken over."""
 COLLAPSED_BELOW = 3.0
 """Effective rank below which prompts are all about the same."""
 
@@ -68,8 +69,7 @@ def measure_prompts(
     # In reverse order, as amplitude_mix takes the amplitudes of the next image.
     again = teacher.features(prompter.full(pixels.flip(0), rng).pixels).flip(0)
     magnitude = rank = math.nan
-    if prompter.generator is not None:
-        gains = prompter.log_gains(prompter.draw(NUM_LATENTS, rng, pixels, per="image").latents)
+    if (gains := draw_log_gains(prompter, rng, pixels)) is not None:
         magnitude, rank = gains.abs().mean().item(), effective_rank(gains)
     reference = teacher.reference
     return Quality(
@@ -81,6 +81,26 @@ def measure_prompts(
         cosine=_cosine(seen.features, clean.features),
         saturated=prompted.saturated.item(),
     )
+
+
+@torch.no_grad()
+def draw_log_gains(prompter: Prompter, rng: torch.Generator, like: Tensor) -> Tensor | None:
+    """Log-gains of NUM_LATENTS prompts, (latents, channels, height, width // 2 + 1), as they act.
+
+    With ``keep_dc`` that of frequency 0 is 0. None where prompts are no log-gains.
+
+    Args:
+        prompter: A client's.
+        rng: CPU generator of the latents.
+        like: Device and dtype of the generator.
+    """
+    if prompter.generator is None:
+        return None
+    drawn = prompter.draw(NUM_LATENTS, rng, like, per="image")
+    gains = prompter.log_gains(drawn.latents)
+    if prompter.config.keep_dc:
+        gains[..., 0, 0] = 0
+    return gains
 
 
 def _cosine(features: Tensor, others: Tensor) -> float:

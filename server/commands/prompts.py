@@ -13,7 +13,8 @@ from rich.table import Table
 from fedkd import files
 from fedkd.errors import ConfigError
 from fedkd.fourier.config import PromptConfig
-from fedkd.fourier.portrait import COLLAPSED_BELOW, NUM_LATENTS, most_different
+from fedkd.fourier.portrait import most_different
+from fedkd.fourier.quality import COLLAPSED_BELOW, NUM_LATENTS
 from server import terminal
 from server.hospital_prompts import (
     HospitalPrompts,
@@ -259,22 +260,26 @@ def _table(hospitals: list[HospitalPrompts]) -> pd.DataFrame:
             "hospital": one.name,
             "train images": str(one.num_train),
             "measured on": str(one.portrait.num_images),
-            "magnitude (nats)": _number(one.portrait.magnitude),
-            "effective rank": _number(one.portrait.rank, 1)
+            "magnitude (nats)": _number(one.portrait.quality.magnitude),
+            "effective rank": _number(one.portrait.quality.effective_rank, 1)
             + (" !" if one.portrait.collapsed else ""),
             "DC share": _percent(one.portrait.dc_share),
-            "prior clean": _number(one.portrait.prior_clean),
-            "prior prompted": _number(one.portrait.prior),
+            "prior clean": _number(one.portrait.quality.prior_clean),
+            "prior prompted": _number(one.portrait.quality.prior),
             "fall": _percent(one.portrait.relative_fall),
-            "cosine": _number(one.portrait.cosine),
-            "saturated": _percent(one.portrait.saturated),
+            "cosine": _number(one.portrait.quality.cosine),
+            "saturated": _percent(one.portrait.quality.saturated),
         }
         for one in hospitals
     )
 
 
 def _alarms(hospitals: list[HospitalPrompts], config: PromptConfig) -> list[str]:
-    collapsed = [f"{h.name} ({h.portrait.rank:.1f})" for h in hospitals if h.portrait.collapsed]
+    collapsed = [
+        f"{one.name} ({one.portrait.quality.effective_rank:.1f})"
+        for one in hospitals
+        if one.portrait.collapsed
+    ]
     if not collapsed:
         return []
     return [

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedkd.fourier.portrait import COLLAPSED_BELOW
+from fedkd.fourier.quality import COLLAPSED_BELOW
 from server.pictures.style import DARK, GREY, STYLE, class_colours, short_name, write_figure
 
 MAX_COLOURED = 8

@@ -18,7 +18,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fedkd.fourier.portrait import NUM_LATENTS, radial_profile
+from fedkd.fourier.portrait import radial_profile
+from fedkd.fourier.quality import NUM_LATENTS
 from server.hospital_prompts import STRENGTHS, HospitalPrompts, profile_frequencies
 from server.pictures.style import BLUE, DARK, GREEN, GREY, RED, STYLE, short_name, write_figure
 
