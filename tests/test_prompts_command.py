@@ -184,7 +184,7 @@ def test_prompts_of_images_of_another_size_are_refused(run, capsys):
     generator = make_generator(recipe.prompts, 3, 32, 32)
     save_prompts(path_of(run / "prompts", 0), Prompter(recipe.prompts, generator), 1)
     line = refused(capsys, run)
-    assert "does not fit prompts.generator = 'conv' and images of 16x16 px: size mismatch" in line
+    assert "and images of 16x16 px: size mismatch" in line
 
 
 def test_a_damaged_file_is_refused(run, capsys):
@@ -194,7 +194,9 @@ def test_a_damaged_file_is_refused(run, capsys):
 
 def test_mixing_without_a_mean_amplitude_is_refused(run, capsys):
     change(run, form="mix")
-    assert "has no mean amplitude; prompts.form = 'mix'" in refused(capsys, run)
+    assert "prompts.form = 'mix' and images of 16x16 px: it has no mean amplitude" in refused(
+        capsys, run
+    )
 
 
 def test_other_images_than_those_of_the_run_are_refused(run, capsys):

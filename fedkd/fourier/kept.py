@@ -95,9 +95,10 @@ def load_prompts(
     elif state:
         problem = f"it holds a generator, whose first tensor is {min(state)!r}"
     if config.form == "mix" and config.generator != "amplitude_mix":
-        shape = None if mean is None else tuple(mean.shape)
-        if shape != (channels, height, width // 2 + 1):
-            problem = problem or f"its mean amplitude is {shape}"
+        if mean is None:
+            problem = problem or "it has no mean amplitude"
+        elif mean.shape != (channels, height, width // 2 + 1):
+            problem = problem or f"its mean amplitude is {tuple(mean.shape)}"
     if problem:
         raise DataError(
             f"{path} does not fit prompts.generator = {config.generator!r}, prompts.form = "
