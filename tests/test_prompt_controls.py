@@ -109,7 +109,6 @@ def test_a_batch_of_one_has_no_other_image():
         ({"max_gain": 2.0}, r"max_gain is 2\.0, but .*; leave max_gain out, or choose another"),
         ({"magnitude": 0.7}, r"magnitude is 0\.7, but generator = 'amplitude_mix'"),
         ({"bank_size": 4}, "bank_size is 4, but generator = 'amplitude_mix'"),
-        ({"per": "batch"}, "per is 'batch', but generator = 'amplitude_mix'"),
         (
             {"generator": "jitter", "magnitude": 1.5},
             r"magnitude is 1\.5, but max_gain = 4\.0 bounds log-gains at 1\.386; it must be below",

@@ -73,7 +73,7 @@ class PromptConfig(Section):
         if self.generator != "amplitude_mix":
             return self
         # Compared with defaults, not with what was written: a run's config.toml has every key.
-        for key in ("form", "max_gain", "bank_size", "magnitude", "per"):
+        for key in ("form", "max_gain", "bank_size", "magnitude"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
                 raise ValueError(
