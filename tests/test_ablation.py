@@ -135,7 +135,7 @@ def test_all_methods_of_a_seed_share_images_student_and_order(setting):
 def test_jitter_waits_for_its_pilot_and_takes_its_magnitude(tmp_path):
     pilots = plan_pilots(Scale())
     for number, pilot in enumerate(pilots[:3]):
-        write(pilot, tmp_path, magnitude=0.5 + number)
+        write(pilot, tmp_path, magnitude=0.5 + number / 10)
     jitters = [cell for cell in plan(Scale(), 1, tmp_path) if "jitter" in cell.method]
     found = {
         (cell.setting, cell.teacher): cell.recipe and cell.recipe.prompts.magnitude
@@ -143,8 +143,8 @@ def test_jitter_waits_for_its_pilot_and_takes_its_magnitude(tmp_path):
     }
     assert found == {
         ("single", "mobilenet_v2"): 0.5,
-        ("single", "default"): 1.5,
-        ("sites", "mobilenet_v2"): 2.5,
+        ("single", "default"): 0.6,
+        ("sites", "mobilenet_v2"): 0.7,
         ("sites", "default"): None,
     }
     assert len(jitters) == 8
