@@ -14,12 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedkd import files, seeding
-from fedkd.data.catalog import load_splits
 from fedkd.data.images import Integers, LabelledImages
 from fedkd.data.loading import Loader
-from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError
+from fedkd.experiment import open_splits
 from fedkd.fourier.priority_curve import BANDS, Interval, ScoreName, priority_curve, read_profiles
 from fedkd.recipe import Recipe
 from fedkd.teachers.checkpoints import try_out
@@ -53,9 +52,7 @@ def spectrum(options: argparse.Namespace) -> None:
     for named in request.models:
         if named.run is None:
             opener.teacher_config(named)  # a wrong key is found before images are read
-    images: LabelledImages = getattr(
-        thin(recipe.long_tail, load_splits(recipe.data)), options.split
-    )
+    images: LabelledImages = getattr(open_splits(recipe), options.split)
     groups = _groups(images, options, recipe.seed)
     with ExitStack() as stack:
         if recipe.engine.num_threads:
