@@ -63,6 +63,7 @@ class Experiment:
         images_given: The images are the caller's own, not those that the recipe names.
         teacher_configs: Settings of each client's teacher; empty where there is none.
         first_teacher: Whose backbone the student starts from, if ``student.init`` says so.
+        teacher_given: The teacher is the caller's own, not the one that the recipe names.
     """
 
     recipe: Recipe
@@ -76,6 +77,17 @@ class Experiment:
     images_given: bool = False
     teacher_configs: tuple[OneTeacherConfig, ...] = ()
     first_teacher: Teacher | None = field(default=None, repr=False)
+    teacher_given: bool = False
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """What the caller gave instead of what the recipe names, which cannot tell of it."""
+        own = {
+            "images": self.images_given,
+            "teacher": self.teacher_given,
+            "initial_student": self.initial_student is not None,
+        }
+        return tuple(name for name, is_given in own.items() if is_given)
 
     @property
     def num_clients(self) -> int:
@@ -254,6 +266,7 @@ def open_experiment(
         images_given=sites is not None,
         teacher_configs=configs,
         first_teacher=first_teacher,
+        teacher_given=teacher is not None,
     )
     if experiment.scored_by_neighbours:
         note_neighbours(recipe)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import Experiment
 from fedkd.fourier.priority import Features
 from fedkd.models.student import Student
@@ -124,6 +124,10 @@ class Opener:
         """
         if named.run is None:
             return self._teacher(open_teacher(self.teacher_config(named)), named.text)
+        if named.kind == "teacher":
+            named.run.require_named("teacher")
+        elif named.kind == "initial":
+            named.run.require_named("initial_student")
         run, experiment = named.run, self._experiment(named.run)
         if named.kind != "teacher":
             return self._student(named, run, experiment)
@@ -156,7 +160,13 @@ class Opener:
             number = named.round_number
             student = run.student(experiment, kept_student(number))
         else:
-            student, number = run.student(experiment, BEST_STUDENT), run.summary["best_round"]
+            student = run.student(experiment, BEST_STUDENT)
+            if "best_round" not in run.summary:
+                raise DataError(
+                    f"{run.path / 'summary.json'} does not say of which round {BEST_STUDENT} is: "
+                    f"the run's status is {run.summary.get('status')!r}"
+                )
+            number = run.summary["best_round"]
         if experiment.predicts_locally and named.kind != "initial":
             logger.warning(
                 "%s: tensors that stay with the clients (strategy.exchange = %r) have their "

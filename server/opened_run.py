@@ -33,13 +33,27 @@ class OpenedRun:
     recipe: Recipe
     summary: dict[str, Any]
 
+    def require_named(self, what: str) -> None:
+        """Refuse (ConfigError) what the caller of ``simulate`` gave: the config names another.
+
+        Args:
+            what: One of the names in :attr:`fedkd.experiment.Experiment.given`.
+        """
+        if what in self.summary.get("given", ()):
+            raise ConfigError(
+                f"{self.path} was given its own {what.replace('_', ' ')} in Python (simulate), which "
+                "its config.toml does not name; it can only be looked at there"
+            )
+
     def experiment(self) -> Experiment:
-        """The experiment, opened as the run had it.
+        """The experiment, opened as the run had it, but for a teacher or initial student given.
 
         Raises:
+            ConfigError: Its images were given in Python.
             DataError: Its images or their division are not those of the run any more.
             FedkdError: What :func:`fedkd.experiment.open_experiment` raises.
         """
+        self.require_named("images")
         experiment = open_experiment(self.recipe)
         if experiment.partition.hash != self.summary["partition_hash"]:
             raise DataError(

@@ -171,6 +171,7 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
         "mode": mode,
         "seed": recipe.seed,
         "config_hash": recipe.hash(),
+        "given": list(experiment.given),
         "partition_hash": experiment.partition.hash,
         "clients": list(experiment.partition.client_names),
         "train_counts": dict(zip(train.class_names, counts.tolist(), strict=True)),
