@@ -167,15 +167,17 @@ def _add_prompts(commands: Subparsers) -> None:
 
 
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+    return _at_least(1, text)
 
 
 def _not_negative(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
+    return _at_least(0, text)
+
+
+def _at_least(lowest: int, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {lowest} on")
+    return int(text)
 
 
 def _add_data(commands: Subparsers) -> None:
