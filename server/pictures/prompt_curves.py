@@ -91,9 +91,11 @@ def _draw(
 ) -> None:
     others = [number for number in hospitals if number not in colours]
     for number in [*others, *colours]:
-        rows, colour = hospitals[number], colours.get(number, GREY)
+        # A round without exploration measures nothing: the line goes on to the next that does.
+        rows = hospitals[number].dropna(subset=[panel.column])
+        colour = colours.get(number, GREY)
         grey = number in others
-        label = short_name(str(rows["client"].iloc[0]), 20)
+        label = short_name(str(hospitals[number]["client"].iloc[0]), 20)
         if grey:
             label = f"the other {len(others)}" if number == others[0] else "_"
         axes.plot(
