@@ -107,9 +107,9 @@ def _introduction(
     rounds = sorted({one.round_number for one in hospitals})
     after = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     texts = [
-        f"Generator {config.generator}, form {config.form}, gains between 1/{config.max_gain:g} "
+        f"Generator {config.generator}, form {config.form}, a prompt per {config.per}, gains between 1/{config.max_gain:g} "
         f"and {config.max_gain:g}, keep_dc {str(config.keep_dc).lower()}, strengths up to "
-        f"{config.max_strength:g}; as kept after the exploration of {after}. A prompt changes the "
+        f"{config.max_strength:g} in training and 1 (full) in all numbers here; as kept after the exploration of {after}. A prompt changes the "
         "amplitudes of an image's Fourier spectrum and keeps its phases; only the teacher sees the "
         "prompted image, the student sees the image as it is.",
         _GENERATORS.get(config.generator, _INTERPRETATION),
@@ -203,7 +203,7 @@ def _examples(folder: Path, shown: list[HospitalPrompts], split: str) -> Section
         "Images before and after",
         (
             "One prompt for each image, at growing strength: 0 is the image itself, in training "
-            "the strength is drawn anew for every image. Beside them what full strength changed: "
+            "every image has a drawn one. Beside them what full strength changed: "
             "pixels (red: brighter, blue: darker, mean of the three colours) and log-amplitudes "
             "(red: amplified); scales are common to all hospitals. The first row is the "
             "hospital's most frequent class, the others its rarest; numbers are its images of "
@@ -245,10 +245,12 @@ def _rounds(run: OpenedRun, folder: Path, coloured: list[int]) -> Section:
         (
             "What the run noted for each hospital (clients.csv). A prior below its dashed line "
             "means that prompted images are closer to the teacher's own data than plain ones. "
-            "Panels named explore are losses of the last training batch of a round and jump "
-            "accordingly; the others are measured on the same images in every round.",
-            "The prior here is of other and fewer images than in the table, so levels differ; "
-            "compare rounds, not the two.",
+            "Penalty, losses, distance out of range and disagreement are means over a round's "
+            "exploration steps after the warm-up, on other images each time and at strengths drawn "
+            "as in training; the rest is measured at full strength on the same images in every "
+            "round.",
+            "The prior here is of other images than in the table, and of another number of them, "
+            "so levels differ; compare rounds, not the two.",
         ),
         [path],
     )
