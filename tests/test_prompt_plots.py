@@ -125,6 +125,15 @@ def test_curves_name_few_hospitals_and_draw_all(drawn, tmp_path, num, named):
     assert [line.get_ydata()[0] for line in rank.lines if line.get_linestyle() == ":"] == [3]
 
 
+def test_rounds_that_measured_nothing_leave_no_gap(drawn, tmp_path):
+    table = clients(1, num_rounds=50)
+    table["explore_diversity"] = [1.2 if number % 2 else float("nan") for number in range(50)]
+    plot_prompt_curves(table, tmp_path / "p.png", "title", [0])
+    (line,) = drawn[0].axes[1].lines
+    assert line.get_xdata().tolist() == list(range(2, 51, 2))
+    assert np.isfinite(line.get_ydata()).all()
+
+
 def test_curves_without_a_measure_are_refused(tmp_path):
     table = clients(2).drop(columns=["prior", "prior_clean"])
     assert drawn_columns(table) == []

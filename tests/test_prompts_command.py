@@ -1,5 +1,6 @@
 """``fedkd prompts``: what it prints and leaves, and what it refuses, in one line each."""
 
+import json
 import shutil
 from xml.etree import ElementTree
 
@@ -221,9 +222,15 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(run, capsys):
     assert "choose another --output" in line
 
 
-@pytest.mark.parametrize(("option", "value"), [("--images", "0"), ("--seed", "-1")])
+@pytest.mark.parametrize(("option", "value"), [("--images", "0"), ("--images", "many"), ("--seed", "-1")])
 def test_numbers_out_of_range_are_refused(run, capsys, option, value):
     with pytest.raises(SystemExit) as caught:
         main(["prompts", str(run), option, value])
     assert caught.value.code == 2
-    assert f"{value} is below" in capsys.readouterr().err
+    assert f"{value!r} is no whole number from" in capsys.readouterr().err
+
+
+def test_a_teacher_given_in_python_is_not_replaced_by_that_of_the_config(run, capsys):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "given": ["teacher"]}))
+    assert "was given its own teacher in Python (simulate)" in refused(capsys, run)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -176,7 +177,7 @@ def test_a_student_is_not_scored_on_other_classes(kept, folder, capsys, hospital
     class Splits:
         val = hospitals["val"]
 
-    monkeypatch.setattr(command, "thin", lambda *_: Splits)
+    monkeypatch.setattr(command, "open_splits", lambda _: Splits)
     assert main(["spectrum", str(kept)]) == 2
     assert last_error(capsys).endswith("images have a, b, c, d; use its own data, or --score top")
     assert main(["spectrum", str(kept), "--score", "top", "--output", "out"]) == 0
@@ -243,3 +244,51 @@ def test_many_rounds_name_only_some_rows(drawn, tmp_path):
     heat = drawn[0].axes[0]
     assert len(heat.get_yticklabels()) == 34
     assert heat.collections[0].get_array().shape == (100, 24)
+
+
+def test_a_run_on_marked_images_is_measured_on_those(folder, capsys, monkeypatch):
+    (folder / "m.toml").write_text(
+        'name = "m"\nnum_rounds = 1\nnum_clients = 2\n[partition]\nname = "iid"\n'
+        '[objective]\nname = "supervised"\n'
+        '[shortcut]\nclass = "NV"\nother = "MEL"\ndegradation = 1.0\nnum_folds = 2\n'
+    )
+    assert main(["run", "m.toml", "output=runs", *SMALL]) == 0
+    (path,) = (folder / "runs" / "m").iterdir()
+    seen = []
+
+    def note(network, score, images, *_):
+        seen.append(images)
+
+    monkeypatch.setattr(command, "_check", note)
+    assert main(["spectrum", str(path), "--split", "test", "--output", "out"]) == 0
+    own = open_run(path).experiment().splits.test
+    assert seen[0].ids == own.ids
+    assert np.array_equal(seen[0].images[:], own.images[:])
+
+
+def test_what_was_given_in_python_is_not_taken_from_the_config(run, folder, capsys):
+    given = run(output=folder, num_rounds=1).path
+    assert json.loads((given / "summary.json").read_text())["given"] == ["images", "teacher"]
+    assert main(["spectrum", str(given), "--data", "lesions"]) == 2
+    assert "was given its own images in Python (simulate)" in last_error(capsys)
+
+
+@pytest.mark.parametrize(("what", "model"), [("teacher", ":teacher"),
+                                             ("initial_student", ":initial")])  # fmt: skip
+def test_a_network_that_the_config_does_not_name_is_refused(kept, folder, capsys, what, model):
+    own = shutil.copytree(kept, folder / "own")
+    summary = json.loads((own / "summary.json").read_text())
+    (own / "summary.json").write_text(json.dumps({**summary, "given": [what]}))
+    small = ["--images", "2", "--output", "out"]
+    assert main(["spectrum", str(own), f"{own}{model}", *small]) == 2
+    assert f"was given its own {what.replace('_', ' ')} in Python" in last_error(capsys)
+    assert main(["spectrum", str(own), *small]) == 0
+
+
+def test_a_run_that_broke_off_as_it_wrote_its_results_is_refused(kept, folder, capsys):
+    own = shutil.copytree(kept, folder / "own")
+    summary = json.loads((own / "summary.json").read_text())
+    del summary["best_round"]
+    (own / "summary.json").write_text(json.dumps({**summary, "status": "failed"}))
+    assert main(["spectrum", str(own)]) == 2
+    assert last_error(capsys).endswith("is: the run's status is 'failed'")
