@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -292,3 +293,10 @@ def test_a_run_that_broke_off_as_it_wrote_its_results_is_refused(kept, folder, c
     (own / "summary.json").write_text(json.dumps({**summary, "status": "failed"}))
     assert main(["spectrum", str(own)]) == 2
     assert last_error(capsys).endswith("is: the run's status is 'failed'")
+
+
+def test_teachers_whose_files_bear_one_name_are_told_apart_by_their_folders():
+    (line,) = some_lines(1)
+    given = [replace(line, label="teacher teacher", source=source) for source in ("x/a", "b", ".")]
+    labels = [one.label for one in command._told_apart(given)]
+    assert labels == ["teacher teacher (a)", "teacher teacher (b)", "teacher teacher"]

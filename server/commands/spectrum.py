@@ -44,7 +44,7 @@ def spectrum(options: argparse.Namespace) -> None:
     request = _read(options)
     recipe = request.recipe
     device = choose_device(recipe.engine.device, "engine.device")
-    name = re.sub(r"[^\w.-]+", "_", f"spectrum-{Path(request.models[0].text).name}")
+    name = re.sub(r"[^\w.-]+", "_", f"spectrum-{Path(request.models[0].text).absolute().name}")
     folder = terminal.make_folder(
         Path(options.output) if options.output else Path(recipe.output) / name
     )
@@ -201,8 +201,8 @@ def _measure(
         profiles = read_profiles(compute, request.score, loader, BATCH_SIZE, seed, tell, what)
         shown = [images.shown[row] for row in rows]
         curve = priority_curve(profiles, shown, height, width, seed)
-        run = str(named.run.path) if named.run else ""
-        found.append(Measured(network.label, run, network.round_number, group, curve))
+        source = str(named.run.path if named.run else Path(named.text).parent)
+        found.append(Measured(network.label, source, network.round_number, group, curve))
     return found
 
 
@@ -270,11 +270,11 @@ def _write(
 def _by_run(lines: Sequence[Measured]) -> dict[str, list[tuple[str, Measured]]]:
     """Students by round for each run, and below them the teachers."""
     teachers = [(line.label, line) for line in lines if line.round_number is None]
-    runs = dict.fromkeys(line.run for line in lines if line.round_number is not None)
+    runs = dict.fromkeys(line.source for line in lines if line.round_number is not None)
     return {
         Path(run).name if len(runs) > 1 else "": [
             *((f"round {x.round_number}", x) for x in lines
-              if x.run == run and x.round_number is not None),
+              if x.source == run and x.round_number is not None),
             *teachers,
         ]
         for run in runs
@@ -282,13 +282,13 @@ def _by_run(lines: Sequence[Measured]) -> dict[str, list[tuple[str, Measured]]]:
 
 
 def _told_apart(lines: Sequence[Measured]) -> list[Measured]:
-    """The same, with the run's folder behind labels that several runs share."""
+    """The same, with the folder of the run or file behind labels that several of them share."""
     owners: dict[str, set[str]] = {}
     for line in lines:
-        owners.setdefault(line.label, set()).add(line.run)
+        owners.setdefault(line.label, set()).add(line.source)
     return [
-        replace(line, label=f"{line.label} ({Path(line.run).name})")
-        if len(owners[line.label]) > 1 and line.run
+        replace(line, label=f"{line.label} ({Path(line.source).name})")
+        if len(owners[line.label]) > 1 and line.source != "."
         else line
         for line in lines
     ]

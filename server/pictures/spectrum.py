@@ -26,14 +26,14 @@ class Measured:
 
     Attributes:
         label: Which network.
-        run: Path of its run; "" if it is of none.
+        source: Path of its run, or of the folder of a teacher's file; "." for one by name.
         round_number: Of a student; None for a teacher.
         group: The class or hospital whose images were shown; "all" for all.
         curve: What was measured.
     """
 
     label: str
-    run: str
+    source: str
     round_number: int | None
     group: str
     curve: PriorityCurve
@@ -61,7 +61,7 @@ def plot_spectra(lines: Sequence[Measured], path: Path, title: str, subtitle: st
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
         figure.suptitle(title, fontsize=13, fontweight="bold")
         axes = figure.subplots()
-        axes.set_title(subtitle, loc="left", fontsize=9, color=DARK)
+        axes.set_title(f"{subtitle}; bands: 95 % intervals", loc="left", fontsize=9, color=DARK)
         for number, line in enumerate(lines):
             curve = line.curve
             axes.fill_between(
