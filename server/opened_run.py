@@ -41,8 +41,8 @@ class OpenedRun:
         """
         if what in self.summary.get("given", ()):
             raise ConfigError(
-                f"{self.path} was given its own {what.replace('_', ' ')} in Python (simulate), which "
-                "its config.toml does not name; it can only be looked at there"
+                f"{self.path} was given its own {what.replace('_', ' ')} in Python (simulate), "
+                "which its config.toml does not name; it can only be looked at there"
             )
 
     def experiment(self) -> Experiment:

@@ -222,7 +222,9 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(run, capsys):
     assert "choose another --output" in line
 
 
-@pytest.mark.parametrize(("option", "value"), [("--images", "0"), ("--images", "many"), ("--seed", "-1")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--images", "0"), ("--images", "many"), ("--seed", "-1")]
+)
 def test_numbers_out_of_range_are_refused(run, capsys, option, value):
     with pytest.raises(SystemExit) as caught:
         main(["prompts", str(run), option, value])

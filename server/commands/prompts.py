@@ -91,7 +91,7 @@ def _write(
         f"Fourier prompts of {run.recipe.name}",
         _introduction(run, hospitals, shown, left_out),
         sections,
-        f"Made by: fedkd prompts {run.path.name} (config hash {run.recipe.hash()[:8]}, "
+        f"Made by: fedkd prompts {run.path.resolve().name} (config hash {run.recipe.hash()[:8]}, "
         f"partition hash {str(run.summary['partition_hash'])[:8]})",
     )
     return page
@@ -107,11 +107,12 @@ def _introduction(
     rounds = sorted({one.round_number for one in hospitals})
     after = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     texts = [
-        f"Generator {config.generator}, form {config.form}, a prompt per {config.per}, gains between 1/{config.max_gain:g} "
-        f"and {config.max_gain:g}, keep_dc {str(config.keep_dc).lower()}, strengths up to "
-        f"{config.max_strength:g} in training and 1 (full) in all numbers here; as kept after the exploration of {after}. A prompt changes the "
-        "amplitudes of an image's Fourier spectrum and keeps its phases; only the teacher sees the "
-        "prompted image, the student sees the image as it is.",
+        f"Generator {config.generator}, form {config.form}, a prompt per {config.per}, gains "
+        f"between 1/{config.max_gain:g} and {config.max_gain:g}, keep_dc "
+        f"{str(config.keep_dc).lower()}, strengths up to {config.max_strength:g} in training and 1 "
+        f"(full) in all numbers here; as kept after the exploration of {after}. A prompt changes "
+        "the amplitudes of an image's Fourier spectrum and keeps its phases; only the teacher sees "
+        "the prompted image, the student sees the image as it is.",
         _GENERATORS.get(config.generator, _INTERPRETATION),
     ]
     if (status := run.summary.get("status")) != "finished":
@@ -137,9 +138,10 @@ def _numbers(hospitals: list[HospitalPrompts], config: PromptConfig, split: str)
             "Cosine: how alike the teacher finds an image with and without its prompt. DC share: "
             "how much of the change of pixels is brightness and colour cast. Saturated: pixel "
             "values that the prompt drove to 0 or 1.",
-            "A fall of the prior says that the generator did what it was trained for, on these "
-            "images. It does not say that the teacher's features became more useful. With few "
-            "images the prior is larger; compare hospitals with equally many.",
+            "A fall of the prior is what a generator is trained for, but no proof that it learned: "
+            "random prompts make the prior fall too, mostly by brightness; compare with a run of "
+            "generator jitter. Nor does it say that the teacher's features became more useful. "
+            "With few images the prior is larger; compare hospitals with equally many.",
         ),
         table=_table(hospitals),
         alarms=_alarms(hospitals, config),
