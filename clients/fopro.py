@@ -138,8 +138,12 @@ class FoPro(EKD):
             self.prompter.mean_amplitude = self._mean_amplitude(loader)
         values: dict[str, float] = {}
         due = self._bank is None or self._bank.is_due(round_number)
-        if self._explorer is not None and due:
-            values = self._explore(self._explorer, student, loader, round_number, on_step)
+        if self._explorer is not None:
+            values = (
+                self._explore(self._explorer, student, loader, round_number, on_step)
+                if due
+                else {"explore_steps": 0.0}
+            )
         keys = self._keys(round_number)
         if self._bank is None:
             self._draws = seeding.generator(self._recipe.seed, "prompt", *keys)

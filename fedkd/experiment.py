@@ -35,7 +35,7 @@ from fedkd.partitions.factory import partition
 from fedkd.recipe import Recipe
 from fedkd.schedules import learning_rates
 from fedkd.teachers.config import OneTeacherConfig
-from fedkd.teachers.features import KeptFeatures, keep_features
+from fedkd.teachers.features import KeptFeatures, keep_features, tell_another_method
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.opening import GivenTeacher, open_teachers
 
@@ -147,16 +147,18 @@ class Experiment:
     def kept_features(self) -> tuple[KeptFeatures | None, ...]:
         """Of each client's training images, where ``teacher.views`` says so; None elsewhere.
 
+        FoPro keeps its own, of prompted images; the log says for both where the method is another.
         Computed, or read from the cache, when they are asked for first: as a process makes its
         node, which Flower's server does too, for the initial student.
         """
-        objective = self.recipe.objective
+        objective, augmentation = self.recipe.objective, self.recipe.augmentation.name
+        if objective.name == "fopro" and self.recipe.prompts.kept_views:
+            for views in dict.fromkeys(config.views for config in self.teacher_configs):
+                tell_another_method(views, augmentation)
         if objective.name != "ekd" or not objective.lambda_f:
             return (None,) * self.num_clients
         loaders = [self.loader(client) for client in range(self.num_clients)]
-        return keep_features(
-            self.teachers, self.teacher_configs, loaders, self.recipe.augmentation.name
-        )
+        return keep_features(self.teachers, self.teacher_configs, loaders, augmentation)
 
     def build_student(self) -> Student:
         """A new student with the initial weights of this experiment."""

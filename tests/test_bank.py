@@ -156,6 +156,7 @@ def test_exploration_and_the_teacher_run_only_where_a_view_is_renewed(begin, pas
         passes.clear()
         values = objective.start_round(student, loader, number)
         steps = objective.state()["explorer.num_steps"].item()
+        assert values["explore_steps"] == {1: 5, 3: 3, 5: 3}.get(number, 0)
         seen.append((steps, "explore_prior" in values, list(passes)))
         passes.clear()
         objective.next_images(np.array([3, 1]), plain(2))

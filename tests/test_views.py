@@ -110,6 +110,7 @@ def test_the_features_of_a_given_teacher_are_kept(make_recipe, hospitals, tiny_t
         torch.testing.assert_close(kept.of(np.arange(3), None), expected)
 
 
+@pytest.mark.parametrize("objective", ["ekd", "fopro"])
 @pytest.mark.parametrize(
     ("views", "augmentation", "said"),
     [
@@ -120,11 +121,12 @@ def test_the_features_of_a_given_teacher_are_kept(make_recipe, hospitals, tiny_t
     ],
 )
 def test_the_log_says_where_the_method_changes(
-    make_recipe, hospitals, caplog, views, augmentation, said
+    make_recipe, hospitals, caplog, views, augmentation, said, objective
 ):
     caplog.set_level("INFO")
     recipe = make_recipe(
-        objective={"name": "ekd"},
+        objective={"name": objective},
+        prompts={"kept_views": 2},
         teacher={"views": views},
         augmentation={"name": augmentation},
     )

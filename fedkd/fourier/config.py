@@ -116,7 +116,8 @@ class ExploreConfig(Section):
     does not fill one is left out of a pass. Not given means that steps count."""
     every: int = Field(default=1, ge=1)
     """Explore in every so-manieth round of the client, from its first one on, which has the whole
-    warm-up. The generator rests in the others."""
+    warm-up. The generator rests in the others. With prompts.kept_views, renewals of views are
+    counted instead of rounds."""
     batch_size: int = Field(default=32, ge=1)
     """Images per step, or all that the client has, if they are fewer; also of the batch on which
     prompts are measured."""

@@ -98,13 +98,7 @@ def keep_features(
         config, first = configs[clients[0]], loaders[clients[0]]
         if config.views == "augmented":
             continue
-        if augmentation != {"clean": "none", "dihedral": "dihedral"}[config.views]:
-            logger.info(
-                "teacher.views = %r with augmentation.name = %r is another method than "
-                "'augmented': the student sees changes of the image that its target does not have",
-                config.views,
-                augmentation,
-            )
+        tell_another_method(config.views, augmentation)
         rows = np.unique(np.concatenate([loaders[client].indices for client in clients]))
         loader = Loader(first.data, rows, first.device, first.dtype)
         missing = np.array([row for row in rows.tolist() if row not in digests], np.int64)
@@ -124,6 +118,17 @@ def keep_features(
                 values, np.searchsorted(rows, loaders[client].indices), square
             )
     return tuple(kept)
+
+
+def tell_another_method(views: str, augmentation: str) -> None:
+    """Log where features that are kept are not those of what the student sees."""
+    if augmentation != ("dihedral" if views == "dihedral" else "none"):
+        logger.info(
+            "teacher.views = %r with augmentation.name = %r is another method than "
+            "'augmented': the student sees changes of the image that its target does not have",
+            views,
+            augmentation,
+        )
 
 
 def features_of(
