@@ -55,7 +55,7 @@ class HospitalPrompts:
     Attributes:
         partition_id: Which client.
         name: Of the hospital.
-        round_number: After whose exploration the prompts were kept.
+        round_number: In which the hospital last trained with these prompts.
         num_train: Training images of the hospital.
         portrait: The measures.
         examples: Images, of the most frequent class and of the rarest.

@@ -77,8 +77,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("shared", ["no", "by_examples"])
-def test_each_client_writes_the_generator_of_its_own_last_exploration(opened, tmp_path, shared):
-    """Also where generators travel: what is written is the client's own, not the average."""
+def test_each_client_writes_the_generator_that_it_trained_with(opened, tmp_path, shared):
+    """Also where generators travel: what is written is the client's own, not the next average."""
     prompts = {"latent_dim": 6, "shared": shared}
     node = Node(opened(prompts=prompts), prompts_folder=tmp_path)
     arrays = node.initial_arrays()

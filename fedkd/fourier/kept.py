@@ -31,7 +31,7 @@ def save_prompts(path: Path, prompter: Prompter, round_number: int) -> None:
     Args:
         path: The file, see :func:`path_of`.
         prompter: Its generator and its mean amplitude, as far as there are any.
-        round_number: After whose exploration this is.
+        round_number: In which the client trained with these prompts, whether it explored or not.
 
     Raises:
         DataError: The folder cannot be written.
@@ -58,7 +58,7 @@ def save_prompts(path: Path, prompter: Prompter, round_number: int) -> None:
 def load_prompts(
     path: Path, config: PromptConfig, channels: int, height: int, width: int
 ) -> tuple[Prompter, int]:
-    """The prompter of a client, on the CPU, and the round after whose exploration it was written.
+    """The prompter of a client, on the CPU, and the last round in which the client trained with it.
 
     Args:
         path: What :func:`save_prompts` wrote.

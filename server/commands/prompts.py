@@ -105,12 +105,12 @@ def _introduction(
 ) -> list[str]:
     config = run.recipe.prompts
     rounds = sorted({one.round_number for one in hospitals})
-    after = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+    when = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
     texts = [
         f"Generator {config.generator}, form {config.form}, a prompt per {config.per}, gains "
         f"between 1/{config.max_gain:g} and {config.max_gain:g}, keep_dc "
         f"{str(config.keep_dc).lower()}, strengths up to {config.max_strength:g} in training and 1 "
-        f"(full) in all numbers here; as kept after the exploration of {after}. A prompt changes "
+        f"(full) in all numbers here; as the hospitals trained with them in {when}. A prompt changes "
         "the amplitudes of an image's Fourier spectrum and keeps its phases; only the teacher sees "
         "the prompted image, the student sees the image as it is.",
         _GENERATORS.get(config.generator, _INTERPRETATION),
