@@ -176,6 +176,15 @@ def test_an_image_gets_one_of_the_views_by_chance(begin):
     assert counts.min() > 70
 
 
+def test_rounds_and_clients_draw_views_of_their_own(begin):
+    drawn = set()
+    for client, number in ((0, 1), (0, 2), (1, 1)):
+        objective, student, loader = begin(client)
+        objective.start_round(student, loader, number)
+        drawn.add(tuple(objective._choices.integers(2, size=64)))
+    assert len(drawn) == 3
+
+
 def test_scores_compare_with_images_without_a_prompt_and_draw_nothing(begin):
     runs = []
     for scored in (False, True):
