@@ -38,7 +38,6 @@ TERMS = {
     "confidence",
     "diversity",
     "out_of_range",
-    "disagreement",
     "gamma_effective",
 }
 

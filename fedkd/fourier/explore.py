@@ -176,8 +176,8 @@ class Explorer:
                 without gradients, and only when ``effective_gamma`` > 0.
 
         Returns:
-            The terms of :func:`explore_loss` before the update, ``disagreement`` being 0 where it
-            was not computed, with ``clean_prior`` and ``gamma_effective``.
+            The terms of :func:`explore_loss` before the update, with ``clean_prior`` and
+            ``gamma_effective``; ``disagreement`` only where AKD was in effect.
 
         Raises:
             ValueError: If AKD is in effect and ``project`` is missing.
@@ -213,7 +213,7 @@ class Explorer:
             )
         self._adam.step()
         values = {name: value.item() for name, value in terms.items()}
-        values = {"disagreement": 0.0, **values, "clean_prior": clean_prior.item()}
+        values["clean_prior"] = clean_prior.item()
         self._guard(values["prior"], values["clean_prior"])
         return {**values, "gamma_effective": gamma}
 
