@@ -110,9 +110,9 @@ def _introduction(
         f"Generator {config.generator}, form {config.form}, a prompt per {config.per}, gains "
         f"between 1/{config.max_gain:g} and {config.max_gain:g}, keep_dc "
         f"{str(config.keep_dc).lower()}, strengths up to {config.max_strength:g} in training and 1 "
-        f"(full) in all numbers here; as the hospitals trained with them in {when}. A prompt changes "
-        "the amplitudes of an image's Fourier spectrum and keeps its phases; only the teacher sees "
-        "the prompted image, the student sees the image as it is.",
+        f"(full) in all numbers here; as the hospitals trained with them in {when}. A prompt "
+        "changes the amplitudes of an image's Fourier spectrum and keeps its phases; only the "
+        "teacher sees the prompted image, the student sees the image as it is.",
         _GENERATORS.get(config.generator, _INTERPRETATION),
     ]
     if (status := run.summary.get("status")) != "finished":
