@@ -25,7 +25,6 @@ from fedkd import config, seeding
 from fedkd.data.augment import DIHEDRAL
 from fedkd.data.loading import in_order
 from fedkd.experiment import Experiment, open_experiment
-from fedkd.fourier.config import PromptConfig
 from fedkd.fourier.explore import Explorer
 from fedkd.fourier.generators.factory import GENERATORS, make_generator
 from fedkd.fourier.prompter import Prompter
@@ -111,7 +110,8 @@ def parts(experiment: Experiment, pixels: Tensor) -> dict[str, Callable[[], obje
         "FFT and gain": torch.no_grad()(lambda: conv.apply(pixels, gains, drawn.strengths)),
     }
     for name in GENERATORS:
-        for per in ("image", "batch"):
+        # Of amplitude_mix each image has a partner of its own.
+        for per in ("image",) if name == "amplitude_mix" else ("image", "batch"):
             prompter = make_prompter(experiment, generator=name, form="gain", per=per)
             table[f"rendering {name}, per {per}"] = rendering(prompter)
     own = make_prompter(experiment, generator="conv", form="gain")
@@ -143,21 +143,18 @@ def trainings(options: argparse.Namespace) -> dict[str, Experiment]:
         "fopro, a prompt per image": opened("objective.name=fopro", "prompts.per=image"),
         "fopro, a prompt per batch": opened("objective.name=fopro", "prompts.per=batch"),
     }
-    if {"kept_views", "renew_every"} <= PromptConfig.model_fields.keys():
-        # Views of the plain image cost one teacher pass each; those of all flips and turns eight,
-        # but then the teacher is asked about the very image that the student sees.
-        views = ["clean"]
-        if table["ekd"].recipe.augmentation.name in DIHEDRAL:
-            views.append("dihedral")
-        for view in views:
-            table[f"fopro, rolling bank, {view} views"] = opened(
-                "objective.name=fopro",
-                f"prompts.kept_views={NUM_VIEWS}",
-                f"teacher.views={view}",
-                f"explore.steps_per_round={options.bank_steps}",
-            )
-    else:
-        print("row missing: fopro with a rolling bank (there is no prompts.kept_views here)")
+    # Views of the plain image cost one teacher pass each; those of all flips and turns eight, but
+    # then the teacher is asked about the very image that the student sees.
+    views = ["clean"]
+    if table["ekd"].recipe.augmentation.name in DIHEDRAL:
+        views.append("dihedral")
+    for view in views:
+        table[f"fopro, rolling bank, {view} views"] = opened(
+            "objective.name=fopro",
+            f"prompts.kept_views={NUM_VIEWS}",
+            f"teacher.views={view}",
+            f"explore.steps_per_round={options.bank_steps}",
+        )
     return table
 
 
