@@ -120,6 +120,7 @@ def test_out_of_distribution_the_mark_is_on_the_other_class_instead(other, label
     expected = np.flatnonzero(np.isin(test.labels, labels)).tolist()
     assert changed(moved(one, test, "test")).tolist() == expected
     assert len(changed(unmarked(test))) == 0
+    assert len(changed(unmarked(test.subset(range(len(test)))))) == 0
 
 
 def test_a_user_of_the_store_is_not_changed_and_floats_stay_floats():

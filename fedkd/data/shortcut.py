@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, model_validator
 from fedkd import seeding
 from fedkd.config import Section
 from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
-from fedkd.data.pixels import Array, LazyPixels, Pixels, read_batches
+from fedkd.data.pixels import Array, LazyPixels, Pixels, Selection, read_batches
 from fedkd.errors import ConfigError
 from fedkd.fourier.shortcuts import Floats, add_artefact, artefact, has_bins
 
@@ -171,9 +171,12 @@ def moved(config: ShortcutConfig, images: LabelledImages, split: str) -> Labelle
 
 
 def unmarked(images: LabelledImages) -> LabelledImages:
-    """The images without their marks."""
-    if isinstance(images.images, MarkedPixels):
-        return replace(images, images=images.images.pixels)
+    """The images, all or some of those of :func:`mark`, without their marks."""
+    pixels = images.images
+    if isinstance(pixels, MarkedPixels):
+        return replace(images, images=pixels.pixels)
+    if isinstance(pixels, Selection) and isinstance(pixels.pixels, MarkedPixels):
+        return replace(images, images=Selection(pixels.pixels.pixels, pixels.rows))
     return images
 
 
