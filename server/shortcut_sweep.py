@@ -244,7 +244,8 @@ def learning_priority(experiment: Experiment, student: Student, images: Labelled
         pixels, labels = loader.batch(rows)
 
         def loss(inputs: Tensor, labels: Tensor = labels) -> Tensor:
-            return F.cross_entropy(student(inputs).logits, labels, reduction="none")
+            # Widened: the gradient of a very sure image would round to 0.
+            return F.cross_entropy(student(inputs).logits.double(), labels, reduction="none")
 
         total += gradient_psd(input_gradients(loss, pixels)).sum(0).cpu()
     return priority(total)
