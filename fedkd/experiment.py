@@ -22,8 +22,6 @@ from fedkd.data.folds import keep_classes, refold
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import class_groups
-from fedkd.data.shortcut import check as check_shortcut
-from fedkd.data.shortcut import mark
 from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
@@ -34,6 +32,8 @@ from fedkd.partition import Partition
 from fedkd.partitions.factory import partition
 from fedkd.recipe import Recipe
 from fedkd.schedules import learning_rates
+from fedkd.shortcuts.marks import check as check_shortcut
+from fedkd.shortcuts.marks import mark
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.features import KeptFeatures, keep_features, tell_another_method
 from fedkd.teachers.frozen import Teacher

@@ -11,7 +11,6 @@ from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
-from fedkd.data.shortcut import ShortcutConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
@@ -19,6 +18,7 @@ from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
 from fedkd.partitions.factory import PartitionConfig
 from fedkd.schedules import ScheduleConfig
+from fedkd.shortcuts.marks import ShortcutConfig
 from fedkd.teachers.config import TeacherConfig
 from fedkd.training import TrainingConfig
 

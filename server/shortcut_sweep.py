@@ -24,14 +24,14 @@ from torch import Tensor
 from fedkd import files
 from fedkd.data.images import LabelledImages
 from fedkd.data.loading import Loader, in_order
-from fedkd.data.shortcut import moved, unmarked
 from fedkd.errors import ClientFailure, ConfigError, FedkdError, UpdateRefused
 from fedkd.experiment import Experiment, open_experiment
 from fedkd.fourier.priority import band_share, gradient_psd, input_gradients, priority
-from fedkd.fourier.shortcuts import alignment, artefact_profile
 from fedkd.models.student import Student
 from fedkd.prediction import Probabilities, predict
 from fedkd.recipe import Recipe
+from fedkd.shortcuts.artefact import alignment, artefact_profile
+from fedkd.shortcuts.marks import moved, unmarked
 from server.opened_run import open_run
 from server.scoreboard import Observer
 from server.simulation import run

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from fedkd import config, files
 from fedkd.data.images import LabelledImages
-from fedkd.data.shortcut import MarkedPixels, unmarked
 from fedkd.errors import ClientFailure, ConfigError
 from fedkd.experiment import open_splits
 from fedkd.recipe import Recipe
+from fedkd.shortcuts.marks import MarkedPixels, unmarked
 from server import terminal
 from server.pictures.shortcut import plot_alignment, plot_auc, plot_marks, plot_priority
 from server.progress import TerminalProgress

@@ -7,7 +7,7 @@ import torch
 from fedkd import seeding
 from fedkd.fourier.priority import gradient_psd, input_gradients, priority
 from fedkd.fourier.rings import num_rings, radii, ring_of
-from fedkd.fourier.shortcuts import (
+from fedkd.shortcuts.artefact import (
     add_artefact,
     alignment,
     artefact,

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from fedkd import config
-from fedkd.data import shortcut
 from fedkd.data.images import LabelledImages, Splits
 from fedkd.data.pixels import Selection
-from fedkd.data.shortcut import MarkedPixels, ShortcutConfig, mark, moved, unmarked
 from fedkd.data.streaming import FilePixels
 from fedkd.errors import ConfigError
 from fedkd.experiment import open_data, open_experiment
 from fedkd.fourier.rings import radii
 from fedkd.recipe import Recipe
+from fedkd.shortcuts import marks
+from fedkd.shortcuts.marks import MarkedPixels, ShortcutConfig, mark, moved, unmarked
 
 NAMES, SITES = ("nv", "mel", "bcc"), ("north", "south")
 
@@ -105,7 +105,7 @@ def test_patterns_are_drawn_for_each_image_or_one_for_all():
 
 
 def test_only_the_sites_named_leave_a_mark(caplog):
-    caplog.set_level(logging.INFO, logger=shortcut.__name__)
+    caplog.set_level(logging.INFO, logger=marks.__name__)
     images = mark(settings(degradation=1.0, sites=["south"]), some_splits()).train
     assert changed(images).tolist() == [3, 9, 15, 21, 27]
     (line,) = [record.getMessage() for record in caplog.records]

@@ -18,7 +18,7 @@ from fedkd.config import Section
 from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
 from fedkd.data.pixels import Array, LazyPixels, Pixels, Selection, read_batches
 from fedkd.errors import ConfigError
-from fedkd.fourier.shortcuts import Floats, add_artefact, artefact, has_bins
+from fedkd.shortcuts.artefact import Floats, add_artefact, artefact, has_bins
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Frequency shortcuts: the mark of a scanner on images of one class."""
