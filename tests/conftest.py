@@ -17,7 +17,7 @@ from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
-from server import simulate
+from server import simulate, terminal
 from server.pictures import curves, feature_space, partition, prompt_curves, prompts, spectrum
 
 CLASSES = ("a", "b", "c", "d")
@@ -45,12 +45,14 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _the_log_as_it_was():
-    """Commands show the log from INFO on; the next test's log does not depend on that."""
+    """Commands show the log from INFO on; the next test's log does not depend on that.
+
+    Nor on a command that a fixture of a whole module has run, before this one begins.
+    """
     root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
     yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
+    root.setLevel(logging.WARNING)
+    root.handlers[:] = [h for h in root.handlers if type(h).__module__ != terminal.__name__]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ FILES = {
     "config.toml", "rounds.csv", "clients.csv", "per_class.csv", "partition.csv",
     "partition.json",
     "predictions_test.csv", "predictions_clients.csv", "student.safetensors",
-    "best_student.safetensors", "curves.png", "summary.json",
+    "best_student.safetensors", "curves.png", "summary.json", "prompts",
 }  # fmt: skip
 
 
