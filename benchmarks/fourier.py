@@ -12,6 +12,7 @@ clock; --wall, and a GPU, take the clock. Real images: data.name=ham10000 data.s
 """
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from statistics import median
@@ -172,6 +173,9 @@ def main() -> None:
     parser.add_argument(
         "--pairs", type=int, default=3, help="of whole trainings; 0 leaves them out"
     )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="of whole trainings, which are beside ekd"
+    )
     parser.add_argument("--rounds", type=int, help="of whole trainings; default the recipe's")
     parser.add_argument("--bank-steps", type=int, default=8, help="exploration steps per renewal")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
@@ -210,7 +214,11 @@ def main() -> None:
 
 def whole_trainings(options: argparse.Namespace, clock: Clock) -> None:
     """The second table."""
-    table = trainings(options)
+    table = {
+        name: opened
+        for name, opened in trainings(options).items()
+        if name == "ekd" or re.search(options.only, name)
+    }
     num_rounds = options.rounds or table["ekd"].recipe.num_rounds
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for pair in range(options.pairs):
