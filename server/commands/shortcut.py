@@ -19,7 +19,7 @@ from fedkd.shortcuts.marks import MarkedPixels, unmarked
 from server import terminal
 from server.pictures.shortcut import plot_alignment, plot_auc, plot_marks, plot_priority
 from server.progress import TerminalProgress
-from server.shortcut_sweep import Sweep, sweep
+from server.shortcut_sweep import Sweep, cells, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def shortcut(options: argparse.Namespace) -> None:
         folder,
         lambda experiment: TerminalProgress(terminal.stderr(), experiment),
     )
-    paths = _write(recipe, found, folder)
+    paths = _write(recipe, found, folder, options.folds)
     console = terminal.stdout()
     other = recipe.shortcut.other or "all others"
     title = f"{recipe.name}: {recipe.shortcut.marked_class} against {other}"
@@ -139,7 +139,7 @@ def _plus_minus(mean: float, sd: float) -> str:
     return f"{mean:.3f}" if np.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _write(recipe: Recipe, found: Sweep, folder: Path) -> list[Path]:
+def _write(recipe: Recipe, found: Sweep, folder: Path, num_folds: int) -> list[Path]:
     """CSVs and pictures; returns their paths."""
     csvs = {"shortcut": found.rows, "shortcut_summary": found.summary}
     if len(found.sites):
@@ -156,7 +156,7 @@ def _write(recipe: Recipe, found: Sweep, folder: Path) -> list[Path]:
     plot_auc(found.summary, pictures["auc"], f"{recipe.name}: does the mark decide?")
     plot_alignment(found.summary, pictures["alignment"], f"{recipe.name}: where students look")
     plot_priority(found.priorities, band, pictures["priority"], f"{recipe.name}: learning priority")
-    example = _example(recipe)
+    example = _example(cells(recipe, [1.0], num_folds)[0])
     if example is None:
         del pictures["images"]
     else:
@@ -166,9 +166,8 @@ def _write(recipe: Recipe, found: Sweep, folder: Path) -> list[Path]:
 
 
 def _example(recipe: Recipe) -> tuple[np.ndarray, np.ndarray] | None:
-    """The first training image that is marked at d = 1, without and with its mark; None if none."""
-    everywhere = recipe.shortcut.model_copy(update={"degradation": 1.0})
-    train = open_splits(recipe.model_copy(update={"shortcut": everywhere})).train
+    """The first training image that is marked, without and with its mark; None if none is."""
+    train = open_splits(recipe).train
     assert isinstance(train.images, MarkedPixels)
     row = next((row for row, name in enumerate(train.images.streams) if name), None)
     if row is None:
