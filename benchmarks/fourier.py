@@ -134,10 +134,12 @@ def train(experiment: Experiment, num_rounds: int) -> None:
 def trainings(options: argparse.Namespace) -> dict[str, Experiment]:
     """What is compared end to end, plain EKD first, which asks the teacher in every step."""
 
+    fixed = [*options.overrides, "num_clients=1"]
+    if options.rounds:
+        fixed.append(f"num_rounds={options.rounds}")
+
     def opened(*changes: str) -> Experiment:
-        return open_experiment(
-            config.load(Recipe, options.config, [*options.overrides, "num_clients=1", *changes])
-        )
+        return open_experiment(config.load(Recipe, options.config, [*fixed, *changes]))
 
     table = {
         "ekd": opened("objective.name=ekd", "teacher.views=augmented"),
@@ -219,7 +221,7 @@ def whole_trainings(options: argparse.Namespace, clock: Clock) -> None:
         for name, opened in trainings(options).items()
         if name == "ekd" or re.search(options.only, name)
     }
-    num_rounds = options.rounds or table["ekd"].recipe.num_rounds
+    num_rounds = table["ekd"].recipe.num_rounds
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for pair in range(options.pairs):
         names = list(table) if pair % 2 == 0 else list(table)[::-1]
