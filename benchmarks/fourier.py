@@ -133,7 +133,6 @@ def train(experiment: Experiment, num_rounds: int) -> None:
 
 def trainings(options: argparse.Namespace) -> dict[str, Experiment]:
     """What is compared end to end, plain EKD first, which asks the teacher in every step."""
-
     fixed = [*options.overrides, "num_clients=1"]
     if options.rounds:
         fixed.append(f"num_rounds={options.rounds}")
