@@ -17,6 +17,7 @@ from fedkd import config, seeding
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
+from fedkd.teachers.frozen import Teacher
 from server import simulate, terminal
 from server.pictures import curves, feature_space, partition, prompt_curves, prompts, spectrum
 
@@ -187,6 +188,17 @@ def realdata():
         if (folder / "ham10000" / "metadata.csv").is_file():
             return folder
     pytest.skip(f"no ham10000/metadata.csv in {' or '.join(map(str, folders))}; set FEDKD_DATA")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Images of each pass of a teacher."""
+    seen = []
+    ask = Teacher.features
+    monkeypatch.setattr(
+        Teacher, "features", lambda self, pixels: seen.append(len(pixels)) or ask(self, pixels)
+    )
+    return seen
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from fedkd.fourier.prompts import draw_latents
 from fedkd.fourier.spectrum import amplitude, irfft2, rfft2
 from fedkd.fourier.views import ViewBank, num_turns
 from fedkd.models import states
-from fedkd.teachers.frozen import Teacher
 
 BANK = {
     "objective": {"name": "fopro"},
@@ -38,17 +37,6 @@ def begin(make_recipe, hospitals, tiny_teacher):
         return objective, experiment.build_student(), experiment.loader(client)
 
     return make
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Images of each pass of a teacher."""
-    seen = []
-    ask = Teacher.features
-    monkeypatch.setattr(
-        Teacher, "features", lambda self, pixels: seen.append(len(pixels)) or ask(self, pixels)
-    )
-    return seen
 
 
 def targets(objective, loader, chosen, draws):

@@ -12,7 +12,6 @@ from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
-from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.zoo import WEIGHTS
 from server import simulate
 
@@ -31,17 +30,6 @@ def train(make_recipe, hospitals):
         return simulate(recipe, **hospitals).summary
 
     return run
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Images of each pass of a teacher."""
-    seen = []
-    ask = Teacher.features
-    monkeypatch.setattr(
-        Teacher, "features", lambda self, pixels: seen.append(len(pixels)) or ask(self, pixels)
-    )
-    return seen
 
 
 @pytest.mark.parametrize(("views", "augmentation"), [("dihedral", "dihedral"), ("clean", "none")])

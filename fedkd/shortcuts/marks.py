@@ -230,10 +230,10 @@ def check(config: ShortcutConfig, images: LabelledImages) -> None:
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = f"did you mean {near[0]!r}? It" if near else "it"
                 raise ConfigError(
-                    f"shortcut.{key} names {name!r}, which the data set does not have; {hint}It "
-                    f"has {', '.join(known)}"
+                    f"shortcut.{key} names {name!r}, which the data set does not have; {hint} has "
+                    f"{', '.join(known)}"
                 )
     height, width = images.images.shape[-2:]
     if not has_bins(height, width, config.band):
