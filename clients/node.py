@@ -171,6 +171,10 @@ class Node:
         metrics[wire.PARTITION_ID] = partition_id
         metrics[wire.NUM_EXAMPLES] = num_examples_per_epoch(len(loader), recipe.training)
         metrics[wire.NUM_SEEN] = sums.num_seen
+        metrics[wire.NUM_STEPS] = sum(
+            len(batches(order, recipe.training.batch_size, recipe.training.drop_last))
+            for order in orders
+        )
         if not self.experiment.scored_by_neighbours:  # moco has no classifier, and reads no label.
             metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
             metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()

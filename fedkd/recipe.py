@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedkd.aggregation import BY_CLASS, PrivacyConfig, StrategyConfig
+from fedkd.comparing import CompareConfig
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
 from fedkd.data.catalog import DataConfig
@@ -14,7 +16,6 @@ from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
-from fedkd.models.exchange import ExchangeName
 from fedkd.models.factory import StudentConfig
 from fedkd.partitions.factory import PartitionConfig
 from fedkd.schedules import ScheduleConfig
@@ -24,6 +25,8 @@ from fedkd.training import TrainingConfig
 
 # Keys of [data] that say where images lie and how they are read, not which they are.
 PLACES = {"images", "csv", "lists", "split_csv", "metadata", "root"} | CHANGES_NO_NUMBER
+
+TrackerName = Literal["tensorboard"]
 
 
 class ObjectiveConfig(Section):
@@ -84,19 +87,6 @@ class MoCoConfig(Section):
     """Divides the cosines of the contrastive loss."""
     view_size: int | None = Field(default=None, ge=8)
     """Side in px of the random crops that are contrasted; not given means that of the images."""
-
-
-class StrategyConfig(Section):
-    """How the server samples clients and weighs their students, and what of them travels."""
-
-    name: Literal["fedavg", "mas", "mas_inv", "mas_drw"] = "fedavg"
-    """Aggregation strategy; see `fedkd list`."""
-    fraction_train: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the clients that train in a round, at least one."""
-    exchange: ExchangeName = "all"
-    """Tensors of the student that travel: all, backbone (no head), without_projector,
-    without_classifier, or without_batchnorm (FedBN). The others stay with each client. Where
-    predictions need them, val and test images are predicted by the client that they belong to."""
 
 
 class EvaluationConfig(Section):
@@ -181,17 +171,27 @@ class Recipe(Section):
     """Learning rate by round."""
     strategy: StrategyConfig = StrategyConfig()
     """Aggregation."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Noise that hides what one client sent."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation and selection."""
     engine: EngineConfig = EngineConfig()
     """Where clients run."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Where rounds are logged as they go, besides the run directory: tensorboard."""
+    compare: CompareConfig = CompareConfig()
+    """What `fedkd compare` varies."""
 
     @model_validator(mode="after")
     def _moco_reads_no_label(self) -> Self:
         if self.objective.name != "moco":
             return self
+        if self.strategy.name in BY_CLASS:
+            raise ValueError(
+                f"strategy.name is {self.strategy.name!r}, which reads the clients' classes, but "
+                "objective.name = 'moco' sends none; choose another strategy, such as fedavg"
+            )
         for key, value, allowed, why in (
-            ("strategy.name", self.strategy.name, "fedavg", "there are no scores of classes"),
             ("strategy.exchange", self.strategy.exchange, "all", "one teacher is made by all"),
             ("training.sampling", self.training.sampling, "uniform", "no label is to be read"),
         ):
@@ -240,12 +240,15 @@ class Recipe(Section):
     def hash(self) -> str:
         """SHA-256 over all that can change a number.
 
-        All but names, what is kept, how files are read, and a ``shortcut`` that marks nothing.
+        All but names, what is kept and logged, how files are read, what a comparison varies, and
+        a ``shortcut`` that marks nothing.
         """
         left_out: dict[str, Any] = {
             "name": True,
             "output": True,
             "keep_students_every": True,
+            "tracking": True,
+            "compare": True,
             "data": CHANGES_NO_NUMBER,
         }
         values = self.model_dump(mode="json", exclude=left_out)

@@ -10,7 +10,7 @@ from fedkd.experiment import Experiment, HeldOut
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays, assemble
 from server.scoreboard import Observer, Scoreboard
-from strategies.base import SeededStrategy
+from strategies.base import ClientReport, Metrics, SeededStrategy, Setup
 from strategies.factory import make_strategy
 
 
@@ -36,13 +36,7 @@ def run_federation(
         UpdateRefused: A client's reply may not enter the aggregate.
     """
     recipe = experiment.recipe
-    strategy = make_strategy(
-        recipe.strategy,
-        experiment.num_clients,
-        recipe.num_rounds,
-        recipe.seed,
-        recipe.prompts.shared,
-    )
+    strategy = make_strategy(recipe.strategy, _setup(experiment))
     strategy.call_roll(grid)
 
     def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
@@ -57,7 +51,7 @@ def run_federation(
         started = time.perf_counter()
         arrays = _one_round(grid, strategy, arrays, number, board.best_round)
         tensors = dict(arrays.to_torch_state_dict())
-        reports = [(report.weight, report.metrics) for report in strategy.reports]
+        reports = [_with_traffic(report) for report in strategy.reports]
         board.record(number, tensors, reports, time.perf_counter() - started)
         if observer:
             observer.round_finished(board)
@@ -65,6 +59,25 @@ def run_federation(
             break
     board.finish()
     return board, tensors
+
+
+def _setup(experiment: Experiment) -> Setup:
+    recipe = experiment.recipe
+    student = experiment.build_student()
+    return Setup(
+        num_clients=experiment.num_clients,
+        num_rounds=recipe.num_rounds,
+        seed=recipe.seed,
+        fraction_train=recipe.strategy.fraction_train,
+        buffers=frozenset(name for name, _ in student.named_buffers()),
+        prompts_by_examples=recipe.prompts.shared == "by_examples",
+        privacy=recipe.privacy,
+    )
+
+
+def _with_traffic(report: ClientReport) -> tuple[float, Metrics]:
+    traffic = {wire.BYTES_DOWN: report.bytes_down, wire.BYTES_UP: report.bytes_up}
+    return report.weight, {**report.metrics, **traffic}
 
 
 def _one_round(

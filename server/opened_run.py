@@ -117,3 +117,22 @@ def open_run(path: Path) -> OpenedRun:
             "as it starts"
         )
     return OpenedRun(path, config.load(Recipe, path / "config.toml"), summary)
+
+
+def finished_run(recipe: Recipe, mode: str, output: Path) -> Path | None:
+    """The run directory of this very recipe in a folder, if there is one that is finished.
+
+    Args:
+        recipe: Whose name and hash are looked for.
+        mode: federated or centralized.
+        output: The folder in which runs make their directories.
+    """
+    wanted = ("finished", mode, recipe.hash())
+    for path in sorted(output.glob(f"{recipe.name}/*-{recipe.hash()[:8]}*/summary.json")):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if (summary.get("status"), summary.get("mode"), summary.get("config_hash")) == wanted:
+            return path.parent
+    return None

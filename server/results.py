@@ -231,11 +231,12 @@ def per_class_table(board: Scoreboard) -> pd.DataFrame:
 
 
 def predictions_table(images: LabelledImages, probabilities: Probabilities) -> pd.DataFrame:
-    """A row per image: id, site, label, prediction and the probability of each class."""
+    """A row per image: id, lesion or patient, site, label, prediction, probability of each class."""
     names = np.asarray(images.class_names)
     table = pd.DataFrame(
         {
             "id": list(images.ids),
+            "group": list(images.groups),
             "site": np.asarray(images.site_names)[images.sites],
             "label": names[images.labels],
             "prediction": names[probabilities.argmax(axis=1)],

@@ -175,6 +175,7 @@ class Scoreboard:
             "client": self.experiment.partition.client_names[number],
             "num_examples": metrics[wire.NUM_EXAMPLES],
             "num_seen": metrics[wire.NUM_SEEN],
+            **_traffic([metrics]),
             "weight": weight,
             **_means(metrics, metrics[wire.NUM_SEEN]),
             **{
@@ -216,8 +217,18 @@ def _pooled(reports: list[Mapping[str, Any]]) -> Row:
     return {
         "num_clients": len(reports),
         "num_seen": num_seen,
+        **_traffic(reports),
         **terms,
         **{name: sum(values) / len(values) for name, values in own.items()},
+    }
+
+
+def _traffic(reports: Iterable[Mapping[str, Any]]) -> Row:
+    """Bytes that went down to the clients and up from them; 0 where nothing travels."""
+    rows = list(reports)
+    return {
+        "bytes_down": sum(metrics.get(wire.BYTES_DOWN, 0) for metrics in rows),
+        "bytes_up": sum(metrics.get(wire.BYTES_UP, 0) for metrics in rows),
     }
 
 

@@ -32,7 +32,7 @@ from fedkd.prediction import Probabilities, predict
 from fedkd.recipe import Recipe
 from fedkd.shortcuts.artefact import alignment, artefact_profile
 from fedkd.shortcuts.marks import moved, unmarked
-from server.opened_run import open_run
+from server.opened_run import finished_run, open_run
 from server.scoreboard import Observer
 from server.simulation import run
 
@@ -152,7 +152,7 @@ def _check(recipe: Recipe, degradations: Sequence[float], num_folds: int) -> Non
 
 def _one(cell: Recipe, output: Path, watch: Watch) -> Scores:
     """The scores of one run, trained and scored only as far as it has not been."""
-    path = _finished(cell, output)
+    path = finished_run(cell, "federated", output)
     if path is not None and (path / SCORES).is_file():
         logger.info("%s is there already: %s", cell.name, path)
         scores: Scores = json.loads((path / SCORES).read_text(encoding="utf-8"))
@@ -173,19 +173,6 @@ def _one(cell: Recipe, output: Path, watch: Watch) -> Scores:
     with files.replacing(path / SCORES) as part:
         part.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return scores
-
-
-def _finished(cell: Recipe, output: Path) -> Path | None:
-    """The run directory of this very recipe, if there is one that is finished."""
-    wanted = cell.hash()
-    for path in sorted(output.glob(f"{cell.name}/*-{wanted[:8]}*/summary.json")):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if (summary.get("status"), summary.get("config_hash")) == ("finished", wanted):
-            return path.parent
-    return None
 
 
 def score(experiment: Experiment, student: Student) -> Scores:

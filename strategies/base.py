@@ -1,7 +1,12 @@
-"""What every strategy shares: seeded sampling, replies in order, checks, dtypes.
+"""What every strategy shares: seeded sampling, replies in order, checks, dtypes, buffers.
 
 The arithmetic is Flower's own. A strategy here wraps one of Flower's and feeds it replies that are
 sorted by partition id, checked, and weighted by a number that stays apart from the metrics.
+
+Buffers of the student (BatchNorm's running means and variances) are measurements, not weights. A
+rule that averages or picks clients treats them like weights; an optimiser on the server never steps
+on them, and they become the clients' weighted average. Integer buffers are never averaged: the
+largest is kept.
 """
 
 import logging
@@ -9,7 +14,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +31,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedkd import seeding, wire
+from fedkd.aggregation import PrivacyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
 from strategies.arrays import HeldArray, view
 
@@ -44,48 +50,72 @@ class ClientReport:
         partition_id: Which client.
         weight: Its share of the aggregate; the weights of a round sum to 1.
         metrics: What it sent, by the keys of :mod:`fedkd.wire`.
+        bytes_down: Bytes of the values of all tensors that were sent to it.
+        bytes_up: Bytes of the values of all tensors that it sent, and 8 for each number of its
+            metrics.
     """
 
     partition_id: int
     weight: float
     metrics: Metrics
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every strategy is told.
+
+    Attributes:
+        num_clients: Clients to wait for.
+        num_rounds: Rounds of the whole run.
+        seed: The experiment's seed.
+        fraction_train: Fraction of the clients that train in a round.
+        buffers: Names of the student's tensors that are no parameters.
+        prompts_by_examples: Average what clients share of their prompts by their numbers of images
+            instead of by the weights of the strategy. Either way it is a plain average, whatever
+            the strategy does with the student: prompts follow no server optimiser.
+        privacy: Noise on the aggregate.
+    """
+
+    num_clients: int
+    num_rounds: int
+    seed: int
+    fraction_train: float = 1.0
+    buffers: frozenset[str] = frozenset()
+    prompts_by_examples: bool = False
+    privacy: PrivacyConfig = PrivacyConfig()
+
+    @property
+    def cohort(self) -> int:
+        """Clients that train in a round, at least one."""
+        return max(1, round(self.num_clients * self.fraction_train))
 
 
 class SeededStrategy(Strategy):
     """A strategy whose clients are drawn by partition id and whose replies are summed in order.
 
-    Subclasses say how clients are weighed (:meth:`weigh`), and may choose another of Flower's
-    strategies for the arithmetic.
+    Subclasses say how clients are weighed (:meth:`weigh`), and may leave clients out
+    (:meth:`select`) or choose another of Flower's strategies for the arithmetic.
 
     Args:
-        num_clients: Clients to wait for.
-        num_rounds: Rounds of the whole run.
-        seed: The experiment's seed.
-        fraction_train: Fraction of the clients that train in a round.
+        setup: What every strategy is told.
         inner: Flower's strategy that sums arrays; it must weigh by the key ``"weight"``.
-        prompts_by_examples: Average what clients share of their prompts by their numbers of images
-            instead of by the weights of this strategy. Either way it is a plain average, whatever
-            ``inner`` does with the student: prompts follow no server optimiser.
+        optimises: ``inner`` is an optimiser: it gets the parameters alone, and buffers are averaged
+            by the same weights.
     """
 
     def __init__(
-        self,
-        num_clients: int,
-        num_rounds: int,
-        seed: int,
-        fraction_train: float = 1.0,
-        inner: Strategy | None = None,
-        prompts_by_examples: bool = False,
+        self, setup: Setup, *, inner: Strategy | None = None, optimises: bool = False
     ) -> None:
-        self.num_clients = num_clients
-        self.num_rounds = num_rounds
-        self.seed = seed
-        self.fraction_train = fraction_train
+        self.setup = setup
+        self.num_clients = setup.num_clients
+        self.num_rounds = setup.num_rounds
         self.reports: list[ClientReport] = []
         self.evaluations: dict[int, Metrics] = {}
         self._inner = inner or FedAvg(weighted_by_key=WEIGHT)
-        self._of_prompts = FedAvg(weighted_by_key=WEIGHT)
-        self._prompts_by_examples = prompts_by_examples
+        self._plain = FedAvg(weighted_by_key=WEIGHT)
+        self._optimises = optimises
         self._nodes: dict[int, int] = {}
         self._received: dict[str, npt.NDArray[Any]] = {}
 
@@ -98,9 +128,34 @@ class SeededStrategy(Strategy):
         """
         raise TypeError(f"{type(self).__name__} must say how it weighs clients")
 
+    def select(self, updates: Sequence[npt.NDArray[np.float64]]) -> Sequence[int]:
+        """Which of the clients enter the aggregate; the weights of the others become 0.
+
+        Args:
+            updates: For each client all its parameters minus those that it received, as one vector,
+                float64 (num_parameters,).
+        """
+        return range(len(updates))
+
     def scores_classes(self, server_round: int) -> bool:
         """Whether clients must send the losses per class of the student that they received."""
         return False
+
+    def instructions(self) -> dict[str, float]:
+        """What clients are told besides, by the keys of :mod:`fedkd.wire`."""
+        return {}
+
+    def prepare(self, received: ArrayRecord, metrics: Sequence[Metrics]) -> None:
+        """Called before Flower's strategy sums, for one that must know more than the replies.
+
+        Args:
+            received: What the clients had received, of what is to be summed.
+            metrics: What each client sent.
+        """
+
+    def shown(self, metrics: Metrics) -> dict[str, float]:
+        """Numbers of one client that Flower's strategy reads besides the weight."""
+        return {}
 
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
         """Wait for all clients and learn which node has which partition.
@@ -136,9 +191,9 @@ class SeededStrategy(Strategy):
 
     def sample(self, server_round: int) -> list[int]:
         """Partition ids that train in a round, sorted; at least one."""
-        size = max(1, round(self.num_clients * self.fraction_train))
-        rng = seeding.rng(self.seed, "sample", server_round)
-        return sorted(rng.choice(self.num_clients, size=size, replace=False).tolist())
+        rng = seeding.rng(self.setup.seed, "sample", server_round)
+        drawn = rng.choice(self.num_clients, size=self.setup.cohort, replace=False)
+        return sorted(drawn.tolist())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -150,6 +205,8 @@ class SeededStrategy(Strategy):
         self._received = {name: array.numpy() for name, array in arrays.items()}
         config[wire.ROUND] = server_round
         config[wire.SCORE_CLASSES] = self.scores_classes(server_round)
+        for key, value in self.instructions().items():
+            config[key] = value
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
         return [
             Message(
@@ -175,42 +232,78 @@ class SeededStrategy(Strategy):
         answers.sort(key=lambda reply: numbers[reply.metadata.src_node_id])
         if not answers:
             raise ClientFailure(f"no client replied in round {server_round}")
-        metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
+        metrics: list[Metrics] = [
+            dict(reply.content.metric_records[wire.METRICS]) for reply in answers
+        ]
         updates = [self._check(reply, numbers[reply.metadata.src_node_id]) for reply in answers]
-        weights = self.weigh(metrics, server_round)
+        weights = self._weights(metrics, updates, server_round)
         total = _total(weights)
+        down = sum(values.nbytes for values in self._received.values())
         self.reports = [
-            ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m)
-            for m, w in zip(metrics, weights, strict=True)
+            ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m, down, _num_bytes(m, update))
+            for m, w, update in zip(metrics, weights, updates, strict=True)
         ]
         prompts = {name for name in self._received if name.startswith(wire.PROMPTS)}
-        students = set(self._received) - prompts
-        summed = self._sum(self._inner, server_round, answers, updates, students, weights)
+        buffers = self.setup.buffers if self._optimises else frozenset()
+        students = set(self._received) - prompts - buffers
+        told = _Replies(answers, updates, metrics)
+        self.prepare(_only(self._received, students), metrics)
+        summed = self._sum(self._inner, server_round, told, students, weights)
+        if buffers & set(self._received):
+            summed |= self._sum(self._plain, server_round, told, buffers, weights)
         if prompts:
-            if self._prompts_by_examples:
-                weights = [float(report.metrics[wire.NUM_EXAMPLES]) for report in self.reports]
+            if self.setup.prompts_by_examples:
+                weights = [float(m[wire.NUM_EXAMPLES]) for m in metrics]
                 _total(weights)
-            summed |= self._sum(self._of_prompts, server_round, answers, updates, prompts, weights)
+            summed |= self._sum(self._plain, server_round, told, prompts, weights)
         return self._complete(summed, updates), MetricRecord()
+
+    def _weights(
+        self, metrics: Sequence[Metrics], updates: Sequence[ArrayRecord], server_round: int
+    ) -> list[float]:
+        """Weight of each client; 0 for those that have seen no image or are not selected."""
+        weights = self.weigh(metrics, server_round)
+        trained = [number for number, m in enumerate(metrics) if m[wire.NUM_EXAMPLES]]
+        if type(self).select is not SeededStrategy.select:
+            vectors = [self._difference(updates[number]) for number in trained]
+            trained = [trained[index] for index in self.select(vectors)]
+        return [weight if number in trained else 0.0 for number, weight in enumerate(weights)]
+
+    def _difference(self, update: ArrayRecord) -> npt.NDArray[np.float64]:
+        return np.concatenate(
+            [
+                np.asarray(update[name].numpy(), np.float64).ravel() - np.ravel(received)
+                for name, received in self._received.items()
+                if name not in self.setup.buffers and not name.startswith(wire.PROMPTS)
+            ]
+        )
 
     def _sum(
         self,
         inner: Strategy,
         server_round: int,
-        answers: Sequence[Message],
-        updates: Sequence[ArrayRecord],
+        replies: "_Replies",
         names: Collection[str],
         weights: Sequence[float],
     ) -> dict[str, Array]:
-        """Some of the arrays, as one of Flower's strategies sums them."""
-        for reply, update, weight in zip(answers, updates, weights, strict=True):
-            arrays = ArrayRecord({name: update[name] for name in update if name in names})
+        """Some of the arrays, as one of Flower's strategies sums them.
+
+        Clients of weight 0 are not shown to it: a median or an optimiser would count them.
+        """
+        shown = []
+        for reply, update, m, weight in zip(*replies, weights, strict=True):
+            if not weight:
+                continue
             # Flower weighs and averages metrics by one key; the metrics stay out of its sight.
             reply.content = RecordDict(
-                {wire.ARRAYS: arrays, wire.METRICS: MetricRecord({WEIGHT: weight})}
+                {
+                    wire.ARRAYS: ArrayRecord({n: update[n] for n in update if n in names}),
+                    wire.METRICS: MetricRecord({WEIGHT: weight, **self.shown(m)}),
+                }
             )
+            shown.append(reply)
         with _quiet(logging.getLogger("flwr")):
-            summed, _ = inner.aggregate_train(server_round, answers)
+            summed, _ = inner.aggregate_train(server_round, shown)
         assert summed is not None, "Flower refused replies that were checked"
         return dict(summed.items())
 
@@ -223,8 +316,9 @@ class SeededStrategy(Strategy):
                 f"client {number} sent other arrays than it received; the first: {differing[0]}"
             )
         checked = ArrayRecord()
-        for name, array in arrays.items():
-            values, expected = view(array), self._received[name]
+        # In the order of what was sent: Flower's distances and momenta go by position.
+        for name, expected in self._received.items():
+            values = view(arrays[name])
             if values.shape != expected.shape or values.dtype != expected.dtype:
                 raise UpdateRefused(
                     f"client {number} sent {name} as {values.dtype} {values.shape}; "
@@ -284,6 +378,23 @@ class SeededStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
+
+
+class _Replies(NamedTuple):
+    """What came in, client by client."""
+
+    messages: Sequence[Message]
+    updates: Sequence[ArrayRecord]
+    metrics: Sequence[Metrics]
+
+
+def _only(arrays: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> ArrayRecord:
+    return ArrayRecord({n: HeldArray(values) for n, values in arrays.items() if n in names})
+
+
+def _num_bytes(metrics: Metrics, update: ArrayRecord) -> int:
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics.values())
+    return sum(array.numpy().nbytes for array in update.values()) + 8 * numbers
 
 
 def _total(weights: Sequence[float]) -> float:

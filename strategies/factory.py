@@ -1,10 +1,10 @@
 """Strategies by name."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from fedkd.fourier.config import PromptsShared
-from fedkd.recipe import StrategyConfig
-from strategies.base import SeededStrategy
+from fedkd.aggregation import StrategyConfig
+from strategies.base import SeededStrategy, Setup
 from strategies.fedavg import FedAvg
 from strategies.mas import MAS
 from strategies.mas_drw import MASDRW
@@ -14,7 +14,7 @@ from strategies.mas_inv import MASInv
 class Entry(NamedTuple):
     """A strategy and the line that describes it."""
 
-    build: type[SeededStrategy]
+    build: Callable[..., SeededStrategy]
     description: str
 
 
@@ -26,26 +26,14 @@ STRATEGIES: dict[str, Entry] = {
 }
 
 
-def make_strategy(
-    config: StrategyConfig,
-    num_clients: int,
-    num_rounds: int,
-    seed: int,
-    prompts_shared: PromptsShared = "no",
-) -> SeededStrategy:
+def make_strategy(config: StrategyConfig, setup: Setup) -> SeededStrategy:
     """The strategy that the recipe names.
 
     Args:
         config: Section ``strategy``.
-        num_clients: Clients to wait for.
-        num_rounds: Rounds of the whole run.
-        seed: The experiment's seed.
-        prompts_shared: ``prompts.shared``: by what prompts that travel are weighed.
+        setup: What every strategy is told.
+
+    Raises:
+        ConfigError: The clients of a round are too few for it.
     """
-    return STRATEGIES[config.name].build(
-        num_clients=num_clients,
-        num_rounds=num_rounds,
-        seed=seed,
-        fraction_train=config.fraction_train,
-        prompts_by_examples=prompts_shared == "by_examples",
-    )
+    return STRATEGIES[config.name].build(setup, **config.options())

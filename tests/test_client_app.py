@@ -3,6 +3,7 @@
 import pytest
 
 from clients.app import ContextMemory, ProcessMemory
+from strategies.base import Setup
 from strategies.factory import make_strategy
 
 AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
@@ -76,7 +77,7 @@ def test_a_client_that_is_sampled_now_and_then_keeps_its_state(run, make_recipe,
             return state
 
     config = {"num_rounds": 5, "strategy": {"fraction_train": 0.4}}
-    strategy = make_strategy(make_recipe(**config).strategy, 3, 5, 0)
+    strategy = make_strategy(make_recipe(**config).strategy, Setup(3, 5, 0, 0.4))
     sampled = [strategy.sample(number) for number in range(1, 6)]
     rounds = {client: [r for r, ids in enumerate(sampled) if client in ids] for client in range(3)}
     assert any(max(r) - min(r) >= len(r) > 1 for r in rounds.values()), "nobody has a gap"

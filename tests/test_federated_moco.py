@@ -261,7 +261,10 @@ def test_clients_tell_nothing_of_classes(opened):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": {"name": "mas"}}, "strategy.name is 'mas'.*takes 'fedavg' only"),
+        (
+            {"strategy": {"name": "mas"}},
+            "strategy.name is 'mas', which reads .* classes.*choose another strategy",
+        ),
         ({"strategy": {"exchange": "backbone"}}, "strategy.exchange is 'backbone'.*'all' only"),
         ({"training": {"sampling": "balanced"}}, "training.sampling is 'balanced'.*no label"),
     ],

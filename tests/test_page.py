@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pandas as pd
 from matplotlib.figure import Figure
 
-from server.pictures.page import Section, render_page, write_page
+from server.pictures.page import Alarm, DataTable, Section, render_page, write_page
 from server.pictures.style import write_figure
 
 NASTY = "<script>alert(\"x\")</script> & 'so' on"
@@ -19,7 +19,7 @@ def parse(text):
 
 def test_all_given_texts_are_escaped():
     table = pd.DataFrame({NASTY: [NASTY, "ü"]})
-    section = Section(NASTY, [NASTY], table=table, alarms=[NASTY])
+    section = Section(NASTY, [NASTY, DataTable(table), Alarm(NASTY)])
     page = parse(render_page(NASTY, [NASTY], [section], NASTY))
     assert page.findall(".//script") == []
     for tag, num in (("title", 1), ("h1", 1), ("h2", 1), ("p", 3), ("th", 1), ("footer", 1)):
@@ -31,7 +31,7 @@ def test_all_given_texts_are_escaped():
 def test_pictures_are_in_the_page_itself_with_their_size(tmp_path):
     picture = tmp_path / "a.png"
     write_figure(Figure(figsize=(3, 2), dpi=100), picture)
-    write_page(tmp_path / "page.html", "title", [], [Section("one", ["seen"], [picture, picture])])
+    write_page(tmp_path / "page.html", "title", [], [Section("one", ["seen", picture, picture])])
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     first, second = parse(text).iter("img")
     kind, _, encoded = first.get("src").partition(",")

@@ -114,7 +114,7 @@ def test_loss_terms_are_pooled_over_images_and_the_clients_own_values_over_clien
     first, second = board.clients
     assert first == {
         "round": 1, "partition_id": 0, "client": "north", "num_examples": 3, "num_seen": 6,
-        "weight": 0.75, "loss": 2.0, "prior": 0.2, "seconds": 0.5,
+        "bytes_down": 0, "bytes_up": 0, "weight": 0.75, "loss": 2.0, "prior": 0.2, "seconds": 0.5,
     }  # fmt: skip
     assert (second["client"], second["loss"], second["weight"]) == ("west", 4.0, 0.25)
 

@@ -7,10 +7,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.clientapp import ClientApp
 
 from fedkd import wire
+from fedkd.aggregation import StrategyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
-from fedkd.recipe import StrategyConfig
 from server.engines.inprocess import InProcessGrid
 from strategies.arrays import HeldArray
+from strategies.base import Setup
 from strategies.factory import STRATEGIES, make_strategy
 
 GLOBAL = {
@@ -66,7 +67,7 @@ class Federation:
 
         self.grid = InProcessGrid(app, num)
         config = StrategyConfig(name=name, fraction_train=fraction)
-        self.strategy = make_strategy(config, num, num_rounds, seed)
+        self.strategy = make_strategy(config, Setup(num, num_rounds, seed, fraction))
 
     def round(self, number=1, reverse=False):
         messages = self.strategy.configure_train(number, record(GLOBAL), ConfigRecord(), self.grid)
@@ -177,7 +178,7 @@ def test_a_client_that_raises_stops_the_round_with_name_and_traceback():
 
 def test_sampling_depends_on_seed_and_round_alone():
     config = StrategyConfig(fraction_train=0.3)
-    strategies = [make_strategy(config, 20, 10, seed) for seed in (0, 0, 1)]
+    strategies = [make_strategy(config, Setup(20, 10, seed, 0.3)) for seed in (0, 0, 1)]
     first, again, other = ([s.sample(r) for r in range(1, 9)] for s in strategies)
     assert first == again
     assert first != other
@@ -186,7 +187,7 @@ def test_sampling_depends_on_seed_and_round_alone():
 
 
 def test_at_least_one_client_trains():
-    assert len(make_strategy(StrategyConfig(fraction_train=0.01), 5, 10, 0).sample(1)) == 1
+    assert len(make_strategy(StrategyConfig(), Setup(5, 10, 0, 0.01)).sample(1)) == 1
 
 
 def test_only_the_sampled_clients_are_asked():
@@ -239,8 +240,8 @@ def with_prompts(monkeypatch, shared, updates, name="fedavg", inner=None):
     federation = Federation(name, updates)
     by_examples = shared == "by_examples"
     config = StrategyConfig(name=name)
-    federation.strategy = make_strategy(config, len(updates), 10, 0, shared)
-    assert federation.strategy._prompts_by_examples == by_examples
+    setup = Setup(len(updates), 10, 0, prompts_by_examples=by_examples)
+    federation.strategy = make_strategy(config, setup)
     if inner:
         federation.strategy._inner = inner
     out = federation.round()

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 ExchangeName = Literal[
-    "all", "backbone", "without_projector", "without_classifier", "without_batchnorm"
+    "all", "backbone", "without_projector", "without_classifier", "without_batchnorm", "nothing"
 ]
 
 PROJECTORS = ("p_free", "p1", "p2")
@@ -17,12 +17,14 @@ def local_names(student: nn.Module, exchange: ExchangeName) -> frozenset[str]:
 
     ``backbone``: all heads stay. ``without_projector`` and ``without_classifier``: only those heads
     do. ``without_batchnorm``: parameters and statistics of every BatchNorm layer stay, heads
-    included.
+    included. ``nothing``: all stay, so that every hospital trains alone.
 
     Source: Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch
     Normalization", ICLR 2021; Arivazhagan et al., "Federated Learning with Personalization Layers",
     2019 (a local classifier).
     """
+    if exchange == "nothing":
+        return frozenset(student.state_dict())
     kept: tuple[str, ...] = {
         "all": (),
         "backbone": PROJECTORS + CLASSIFIERS,

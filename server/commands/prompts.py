@@ -25,7 +25,7 @@ from server.hospital_prompts import (
 )
 from server.opened_run import PROMPTS, OpenedRun, open_run
 from server.pictures import prompts as pictures
-from server.pictures.page import Section, write_page
+from server.pictures.page import Alarm, DataTable, Section, write_page
 from server.pictures.prompt_curves import drawn_columns, plot_prompt_curves
 from server.pictures.style import short_name
 
@@ -132,6 +132,8 @@ def _numbers(hospitals: list[HospitalPrompts], config: PromptConfig, split: str)
     return Section(
         "Hospitals in numbers",
         (
+            DataTable(_table(hospitals)),
+            *(Alarm(text) for text in _alarms(hospitals, config)),
             f"Magnitude and effective rank are of {NUM_LATENTS} prompts; the rest is measured on "
             f"{split} images ('measured on'), each with a prompt of its own at full strength. "
             "Prior: distance of the teacher's feature statistics from those of its own data. "
@@ -143,8 +145,6 @@ def _numbers(hospitals: list[HospitalPrompts], config: PromptConfig, split: str)
             "generator jitter. Nor does it say that the teacher's features became more useful. "
             "With few images the prior is larger; compare hospitals with equally many.",
         ),
-        table=_table(hospitals),
-        alarms=_alarms(hospitals, config),
     )
 
 
@@ -162,6 +162,7 @@ def _log_gains(folder: Path, shown: list[HospitalPrompts], config: PromptConfig)
         Section(
             "The prompts",
             (
+                maps,
                 "Each map is a plane of frequencies, 0 (brightness) in the middle, fine detail at "
                 "the edge, on one scale for all. Red is amplified, blue is damped. The first "
                 f"column is what a hospital's prompts have in common, the others are single ones."
@@ -173,15 +174,16 @@ def _log_gains(folder: Path, shown: list[HospitalPrompts], config: PromptConfig)
             )
             if config.generator != "jitter"
             else (
+                maps,
                 "Each map is a plane of frequencies, 0 (brightness) in the middle, on one scale "
                 "for all. Red is amplified, blue is damped. The mean of random prompts is next to "
                 "0 by construction.",
             ),
-            [maps],
         ),
         Section(
             "The prompts over frequency",
             (
+                profiles,
                 "Rings around frequency 0, for each colour: the line is the mean, the band one "
                 "standard deviation over prompts, the marks at 0 are the image's mean "
                 "(brightness). Above 0 is amplified. A band that is wide beside its line means "
@@ -189,7 +191,6 @@ def _log_gains(folder: Path, shown: list[HospitalPrompts], config: PromptConfig)
                 "Rings average over directions, and most of an image's energy lies at the lowest "
                 "few: a large gain at the right may change hardly a pixel.",
             ),
-            [profiles],
         ),
     ]
 
@@ -204,6 +205,7 @@ def _examples(folder: Path, shown: list[HospitalPrompts], split: str) -> Section
     return Section(
         "Images before and after",
         (
+            *paths,
             "One prompt for each image, at growing strength: 0 is the image itself, in training "
             "every image has a drawn one. Beside them what full strength changed: "
             "pixels (red: brighter, blue: darker, mean of the three colours) and log-amplitudes "
@@ -214,7 +216,6 @@ def _examples(folder: Path, shown: list[HospitalPrompts], split: str) -> Section
             "what matters is whether it still tells the lesion (cosine in the table). Single "
             "images are no evidence about a class.",
         ),
-        paths,
     )
 
 
@@ -224,6 +225,7 @@ def _changes(folder: Path, shown: list[HospitalPrompts]) -> Section:
     return Section(
         "What changed where in the spectrum",
         (
+            path,
             "Log-ratio of the amplitude with and without prompt, mean over the measured images, "
             "after pixels were clamped to 0 to 1; frequency 0 in the middle of the maps and as "
             "marks at the left of the profiles.",
@@ -231,7 +233,6 @@ def _changes(folder: Path, shown: list[HospitalPrompts]) -> Section:
             "frequencies; a rise at high frequencies without a gain there is such an artefact. "
             "It is a mean: prompts that amplify and damp in turn cancel.",
         ),
-        [path],
     )
 
 
@@ -245,6 +246,7 @@ def _rounds(run: OpenedRun, folder: Path, coloured: list[int]) -> Section:
     return Section(
         heading,
         (
+            path,
             "What the run noted for each hospital (clients.csv). A prior below its dashed line "
             "means that prompted images are closer to the teacher's own data than plain ones. "
             "Penalty, losses, distance out of range and disagreement are means over a round's "
@@ -254,7 +256,6 @@ def _rounds(run: OpenedRun, folder: Path, coloured: list[int]) -> Section:
             "The prior here is of other images than in the table, and of another number of them, "
             "so levels differ; compare rounds, not the two.",
         ),
-        [path],
     )
 
 

@@ -5,15 +5,19 @@ of light or dark, and prints.
 """
 
 import base64
+import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from fedkd.files import replacing
+from server.pictures.style import LIGHT, ON_DARK, Theme
 
 _PIXELS_PER_CSS_PIXEL = 120 / 96  # pictures are drawn at 120 dpi
 _STYLE = """
@@ -50,22 +54,48 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
 
 
 @dataclass(frozen=True)
-class Section:
-    """One heading with what stands below it, in this order.
+class Alarm:
+    """A paragraph that must not be overlooked."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, drawn once for light and once for dark pages, embedded as vectors.
 
     Attributes:
-        heading: Of the section.
-        text: Paragraphs: what to see, and what not to conclude.
-        pictures: PNG files, embedded.
-        table: Texts, its columns being the headings.
-        alarms: Paragraphs that must not be overlooked, before the text.
+        draw: Makes it; called within ``rc_context(theme.style())``.
+        alt: What it shows, for those who cannot see it.
     """
 
+    draw: Callable[[Theme], Figure]
+    alt: str
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A table of texts and numbers.
+
+    Attributes:
+        frame: Its columns being the headings. Cells are shown as ``str``.
+        caption: Above it; empty means none.
+    """
+
+    frame: pd.DataFrame
+    caption: str = ""
+
+
+Block = str | Alarm | Path | Drawing | DataTable
+"""A paragraph, a picture in a PNG file (embedded), or one of the above."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading with what stands below it, in order."""
+
     heading: str
-    text: Sequence[str] = ()
-    pictures: Sequence[Path] = ()
-    table: pd.DataFrame | None = None
-    alarms: Sequence[str] = ()
+    blocks: Sequence[Block] = ()
 
 
 def render_page(
@@ -82,11 +112,8 @@ def render_page(
     parts = [f"<h1>{escape(title)}</h1>", *_paragraphs(introduction)]
     for section in sections:
         parts += ["<section>", f"<h2>{escape(section.heading)}</h2>"]
-        parts += [_picture(path, section.heading) for path in section.pictures]
-        if section.table is not None:
-            parts.append(_table(section.table))
-        parts += [f'<p class="alarm">{escape(text)}</p>' for text in section.alarms]
-        parts += [*_paragraphs(section.text), "</section>"]
+        parts += [_block(block, section.heading) for block in section.blocks]
+        parts.append("</section>")
     if footer:
         parts.append(f"<footer>{escape(footer)}</footer>")
     body = "\n".join(parts)
@@ -114,6 +141,36 @@ def _paragraphs(texts: Sequence[str]) -> list[str]:
     return [f"<p>{escape(text)}</p>" for text in texts]
 
 
+def _block(block: Block, heading: str) -> str:
+    match block:
+        case str():
+            return f"<p>{escape(block)}</p>"
+        case Alarm():
+            return f'<p class="alarm">{escape(block.text)}</p>'
+        case Path():
+            return _picture(block, heading)
+        case Drawing():
+            return _drawing(block)
+        case DataTable():
+            return _table(block)
+
+
+def _drawing(drawing: Drawing) -> str:
+    light, dark = (_svg(drawing, theme) for theme in (LIGHT, ON_DARK))
+    return (
+        '<figure><div class="scroll"><picture>'
+        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}"/>'
+        f'<img alt="{escape(drawing.alt)}" src="{light}"/></picture></div></figure>'
+    )
+
+
+def _svg(drawing: Drawing, theme: Theme) -> str:
+    text = io.BytesIO()
+    with rc_context(theme.style()):
+        drawing.draw(theme).savefig(text, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue()).decode('ascii')}"
+
+
 def _picture(path: Path, heading: str) -> str:
     data = path.read_bytes()
     width, height = struct.unpack(">II", data[16:24])  # of a PNG's first chunk
@@ -126,14 +183,15 @@ def _picture(path: Path, heading: str) -> str:
     )
 
 
-def _table(table: pd.DataFrame) -> str:
-    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in table.columns)
+def _table(table: DataTable) -> str:
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    head = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in table.frame.columns)
     rows = (
         "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
-        for row in table.itertuples(index=False)
+        for row in table.frame.itertuples(index=False)
     )
     body = "\n".join(rows)
     return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll"><table>{caption}\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody>\n</table></div>"
     )

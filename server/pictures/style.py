@@ -5,6 +5,7 @@ those of Okabe and Ito, "Color Universal Design", 2008, told apart with colour-b
 """
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,47 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a "$" in a hospital's name is a "$"
 }
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a drawing on a page: on white, which prints, or on dark.
+
+    Attributes:
+        name: light or dark.
+        ink: Text.
+        paper: Background.
+        soft: Axes and lesser text.
+        line: Grids.
+    """
+
+    name: str
+    ink: str
+    paper: str
+    soft: str
+    line: str
+
+    def style(self) -> dict[Any, Any]:
+        """Settings of matplotlib, on top of ``STYLE``, for ``rc_context``."""
+        return {
+            **STYLE,
+            "text.color": self.ink,
+            "axes.labelcolor": self.ink,
+            "axes.titlecolor": self.ink,
+            "axes.edgecolor": self.soft,
+            "xtick.color": self.soft,
+            "ytick.color": self.soft,
+            "grid.color": self.line,
+            "figure.facecolor": self.paper,
+            "axes.facecolor": self.paper,
+            "savefig.facecolor": self.paper,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "fedkd",
+        }
+
+
+LIGHT = Theme("light", ink="#222222", paper="#ffffff", soft="#666666", line="#e0e0e0")
+ON_DARK = Theme("dark", ink="#e8e8e8", paper="#17191c", soft="#a8a8a8", line="#3a3d42")
 
 
 def _mixed(colour: str, share: float, brightness: float) -> str:

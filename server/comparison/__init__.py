@@ -1,0 +1,1 @@
+"""Comparisons: a grid of runs, their statistics, and what may be said of them."""
