@@ -231,7 +231,7 @@ def per_class_table(board: Scoreboard) -> pd.DataFrame:
 
 
 def predictions_table(images: LabelledImages, probabilities: Probabilities) -> pd.DataFrame:
-    """A row per image: id, lesion or patient, site, label, prediction, probability of each class."""
+    """A row per image: id, lesion or patient, site, label, prediction, class probabilities."""
     names = np.asarray(images.class_names)
     table = pd.DataFrame(
         {
