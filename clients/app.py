@@ -85,6 +85,7 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
                 round_number=round_number,
                 score_classes=bool(instructions[wire.SCORE_CLASSES]),
                 best_round=int(cast(int, instructions[wire.BEST_ROUND])),
+                proximal_mu=float(cast(float, instructions.get(wire.PROXIMAL_MU, 0.0))),
             )
         except Exception as error:
             name = node.experiment.partition.client_names[number]

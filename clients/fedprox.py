@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from clients.objective import OnStep
+from clients.proximal import add_proximal, parameters_of
 from clients.supervised import Supervised
 from fedkd.data.loading import Loader
 from fedkd.losses.factory import SupervisedLoss
@@ -11,10 +12,7 @@ from fedkd.training import Losses
 
 
 class FedProx(Supervised):
-    """L = S + mu/2 |w - w_received|^2 over all parameters, BatchNorm's scale and shift included.
-
-    ``mu = 0`` is ``supervised``. Where parameters stay with the client (``strategy.exchange``),
-    theirs are compared with their values at the beginning of the round.
+    """L = S + mu/2 |w - w_received|^2 over all parameters; ``mu = 0`` is ``supervised``.
 
     Args:
         loss: The supervised loss S.
@@ -32,22 +30,9 @@ class FedProx(Supervised):
         self, student: Student, loader: Loader, round_number: int, on_step: OnStep | None = None
     ) -> dict[str, float]:
         """Keep the received parameters."""
-        self._received = [parameter.detach().clone() for parameter in student.parameters()]
+        self._received = parameters_of(student)
         return {}
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch, the proximal term included."""
-        losses = super().loss(student, pixels, labels)
-        if not self.mu:
-            return losses
-        distance = sum(
-            (
-                (parameter - received).square().sum()
-                for parameter, received in zip(student.parameters(), self._received, strict=True)
-            ),
-            start=losses.total.new_zeros(()),
-        )
-        proximal = self.mu / 2 * distance
-        total = losses.total + proximal
-        terms = {**losses.terms, "loss": total, "loss_proximal": proximal}
-        return Losses(total, losses.per_example, terms)
+        return add_proximal(super().loss(student, pixels, labels), student, self._received, self.mu)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clients.factory import make_objective
 from clients.objective import Objective, OnStep
+from clients.proximal import add_proximal, parameters_of
 from fedkd import seeding, wire
 from fedkd.data.augment import Draws, augment_, draw
 from fedkd.data.images import Integers
@@ -105,6 +106,7 @@ class Node:
         round_number: int,
         score_classes: bool = False,
         best_round: int = 0,
+        proximal_mu: float = 0.0,
     ) -> tuple[Reply, State]:
         """One round of one client.
 
@@ -115,6 +117,7 @@ class Node:
             round_number: From 1.
             score_classes: Also send the loss per class of the received student.
             best_round: Round whose student is the best so far; 0 before any.
+            proximal_mu: Weight of a proximal term that is added to the objective, whichever it is.
 
         Returns:
             The reply and the client's new state.
@@ -127,6 +130,7 @@ class Node:
         if state:
             objective.load_state(state[OBJECTIVE])
         self._load_student(arrays, state.get(LOCAL, self._initial_local))
+        received = parameters_of(student) if proximal_mu else []
         # After the state: what clients share replaces what this one remembers of it.
         if shared := _shared(arrays):
             objective.load_shared(shared)
@@ -158,7 +162,9 @@ class Node:
             optimizer,
             recipe.training,
             load_batches=loader.batches,
-            loss=lambda pixels, labels: objective.loss(student, pixels, labels),
+            loss=lambda pixels, labels: add_proximal(
+                objective.loss(student, pixels, labels), student, received, proximal_mu
+            ),
             orders=orders,
             num_classes=self.experiment.num_classes,
             clip_norm=objective.clip_norm if clip is None else clip,

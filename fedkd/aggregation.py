@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, float | int]] = {
 """Which options a strategy takes, and their defaults; the other strategies take none."""
 BY_CLASS = ("mas", "mas_inv", "mas_drw", "class_balanced")
 """Strategies that read the clients' classes."""
+OPTIMISERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi", "qfedavg")
+"""Strategies that take a step of their own instead of an average of the clients' students."""
 
 
 class StrategyConfig(Section):
@@ -101,8 +103,12 @@ class StrategyConfig(Section):
 class PrivacyConfig(Section):
     """Central differential privacy of what the server makes of the students, by client.
 
-    It covers the student's tensors alone: metrics, class counts and predictions on val travel as
-    they are.
+    It hides whether a client's images took part, from who sees the global students of all rounds.
+    The server itself is trusted. It covers the student's floating-point tensors, BatchNorm
+    statistics included, and nothing else: metrics, class counts and predictions on val travel as
+    they are. Only with fixed and strategy uniform is an epsilon known. Noise is derived from the
+    seed, and who knows the seed can take it away: a simulation shows what privacy costs; for real
+    patients, the noise must come from a secret source.
     """
 
     name: Literal["none", "fixed", "adaptive"] = "none"

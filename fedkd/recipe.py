@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedkd.aggregation import BY_CLASS, PrivacyConfig, StrategyConfig
+from fedkd.aggregation import BY_CLASS, OPTIMISERS, PrivacyConfig, StrategyConfig
 from fedkd.comparing import CompareConfig
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
@@ -51,7 +51,7 @@ class ObjectiveConfig(Section):
 
 
 class FedProxConfig(Section):
-    """Objective fedprox."""
+    """Objective fedprox, and strategy fedprox, which adds the same term to any other objective."""
 
     mu: float = Field(default=0.01, ge=0)
     """Weight of the proximal term mu/2 |w - w_received|^2 over all parameters; 0 is FedAvg."""
@@ -156,7 +156,7 @@ class Recipe(Section):
     losses: LossConfig = LossConfig()
     """Settings of the supervised losses."""
     fedprox: FedProxConfig = FedProxConfig()
-    """Settings of fedprox."""
+    """Settings of objective fedprox and of strategy fedprox."""
     moon: MoonConfig = MoonConfig()
     """Settings of moon."""
     moco: MoCoConfig = MoCoConfig()
@@ -216,6 +216,52 @@ class Recipe(Section):
                     f"which learns nothing and has nothing to {what}; leave {key} out, or choose "
                     "a generator that learns"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_proximal_term(self) -> Self:
+        if self.strategy.name == self.objective.name == "fedprox":
+            raise ValueError(
+                "strategy.name and objective.name are both 'fedprox', which would add the proximal "
+                "term twice; choose objective.name = 'supervised', or another strategy, such as "
+                "fedavg"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_aggregated(self) -> Self:
+        if self.strategy.exchange != "nothing":
+            return self
+        for key, value, allowed in (
+            ("strategy.name", self.strategy.name, "fedavg"),
+            ("strategy.fraction_train", self.strategy.fraction_train, 1.0),
+            ("prompts.shared", self.prompts.shared, "no"),
+            ("privacy.name", self.privacy.name, "none"),
+        ):
+            if value != allowed:
+                raise ValueError(
+                    f"{key} is {value!r}, but with strategy.exchange = 'nothing' every hospital "
+                    f"trains alone and nothing is aggregated; leave {key} out ({allowed!r})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_hides_what_travels(self) -> Self:
+        if self.privacy.name == "none":
+            return self
+        if self.strategy.name in OPTIMISERS:
+            raise ValueError(
+                f"strategy.name is {self.strategy.name!r} with privacy.name = "
+                f"{self.privacy.name!r}, but Flower's wrapper adds its noise after the server's "
+                "optimiser, where clipping no longer bounds what one client changes; choose "
+                "uniform, or set privacy.name = 'none'"
+            )
+        if self.prompts.shared != "no":
+            raise ValueError(
+                f"prompts.shared is {self.prompts.shared!r} with privacy.name = "
+                f"{self.privacy.name!r}, but prompts would travel without noise; set "
+                "prompts.shared = 'no'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ federation of one must end with the same bits.
 import time
 
 from clients.node import Node, State
+from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
@@ -18,12 +19,26 @@ def run_centralized(
 ) -> tuple[Scoreboard, Arrays]:
     """Train on all images, ``num_rounds`` times ``local_epochs``; see ``run_federation``.
 
+    There is no strategy: an optimiser on the server does not step. What strategy fedprox adds to
+    the clients' loss is added here too.
+
     Args:
         experiment: Opened with ``num_clients = 1``.
         node: The node that trains.
         observer: Told how it goes.
+
+    Raises:
+        ConfigError: The recipe asks for noise, which is added where students are aggregated.
     """
+    recipe = experiment.recipe
     assert experiment.num_clients == 1, "centralized training pools all images"
+    if recipe.privacy.name != "none":
+        raise ConfigError(
+            f"privacy.name is {recipe.privacy.name!r}, but centralized training aggregates nothing "
+            "to which noise could be added; set privacy.name=none"
+        )
+    # The one strategy that changes what a client minimises.
+    mu = recipe.fedprox.mu if recipe.strategy.name == "fedprox" else 0.0
     state: State = {}
 
     def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
@@ -31,11 +46,13 @@ def run_centralized(
 
     board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
     arrays = node.initial_arrays()
-    for number in range(1, experiment.recipe.num_rounds + 1):
+    for number in range(1, recipe.num_rounds + 1):
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
-        reply, state = node.train(0, arrays, state, number, best_round=board.best_round)
+        reply, state = node.train(
+            0, arrays, state, number, best_round=board.best_round, proximal_mu=mu
+        )
         arrays = reply.arrays
         board.record(number, arrays, [(1.0, reply.metrics)], time.perf_counter() - started)
         if observer:
