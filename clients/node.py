@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clients.factory import make_objective
 from clients.objective import Objective, OnStep
 from clients.proximal import add_proximal, parameters_of
-from fedkd import seeding, wire
+from fedkd import files, seeding, wire
 from fedkd.data.augment import Draws, augment_, draw
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
@@ -72,6 +73,8 @@ class Node:
         progress: Told after every step; None stays silent.
         prompts_folder: Where each client writes its Fourier prompts after its training in a round,
             on the disk of this machine; they do not travel. None writes nothing.
+        students_folder: Where a client whose predictions need tensors of its own writes its whole
+            student as it is tested, on the disk of this machine. None writes nothing.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Node:
         experiment: Experiment,
         progress: Progress | None = None,
         prompts_folder: Path | None = None,
+        students_folder: Path | None = None,
     ) -> None:
         self.experiment = experiment
         self.progress = progress
         self.prompts_folder = prompts_folder
+        self.students_folder = students_folder
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
@@ -218,7 +223,15 @@ class Node:
             Class probabilities on the client's own part of the split, float64 (any, num_classes).
         """
         self._load_student(arrays, self._local_as_of(as_of_round, state))
+        if split == "test" and self.students_folder is not None:
+            self._save_student(self.students_folder / f"client-{partition_id}.safetensors")
         return self._predict(partition_id, split)
+
+    def _save_student(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: t.cpu().contiguous() for name, t in self._student.state_dict().items()}
+        with files.replacing(path) as part:
+            save_file(whole, part)
 
     def _predict(self, partition_id: int, split: HeldOut) -> Probabilities:
         experiment = self.experiment

@@ -13,9 +13,7 @@ def parameters_of(student: Student) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in student.parameters()]
 
 
-def add_proximal(
-    losses: Losses, student: Student, received: Sequence[Tensor], mu: float
-) -> Losses:
+def add_proximal(losses: Losses, student: Student, received: Sequence[Tensor], mu: float) -> Losses:
     """The losses of a batch with mu/2 |w - w_received|^2 in their total.
 
     The term belongs to no image and no class: losses per example, of which class losses are made,

@@ -41,8 +41,8 @@ OPTIONS: dict[str, dict[str, float | int]] = {
 """Which options a strategy takes, and their defaults; the other strategies take none."""
 BY_CLASS = ("mas", "mas_inv", "mas_drw", "class_balanced")
 """Strategies that read the clients' classes."""
-OPTIMISERS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi", "qfedavg")
-"""Strategies that take a step of their own instead of an average of the clients' students."""
+STEPS = ("fednova", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "qfedavg")
+"""Strategies whose server takes a step of its own instead of an average of the students."""
 
 
 class StrategyConfig(Section):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedkd.aggregation import BY_CLASS, OPTIMISERS, PrivacyConfig, StrategyConfig
+from fedkd.aggregation import BY_CLASS, STEPS, PrivacyConfig, StrategyConfig
 from fedkd.comparing import CompareConfig
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
@@ -249,11 +249,11 @@ class Recipe(Section):
     def _noise_hides_what_travels(self) -> Self:
         if self.privacy.name == "none":
             return self
-        if self.strategy.name in OPTIMISERS:
+        if self.strategy.name in STEPS:
             raise ValueError(
                 f"strategy.name is {self.strategy.name!r} with privacy.name = "
                 f"{self.privacy.name!r}, but Flower's wrapper adds its noise after the server's "
-                "optimiser, where clipping no longer bounds what one client changes; choose "
+                "own step, where clipping no longer bounds what one client changes; choose "
                 "uniform, or set privacy.name = 'none'"
             )
         if self.prompts.shared != "no":

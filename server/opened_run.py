@@ -13,6 +13,7 @@ from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import Experiment, open_experiment
 from fedkd.models.student import Student
 from fedkd.recipe import Recipe
+from server.kept_students import STUDENTS
 
 BEST_STUDENT = "best_student.safetensors"
 PROMPTS = "prompts"
@@ -71,7 +72,7 @@ class OpenedRun:
             name: Of the file in the directory.
 
         Raises:
-            DataError: No such file, or a damaged one.
+            DataError: No such file, or a damaged one, or one without tensors, as nothing travelled.
         """
         try:
             tensors = load_file(self.path / name)
@@ -80,6 +81,12 @@ class OpenedRun:
                 f"cannot read the student {self.path / name}: {error}; the run's status is "
                 f"{self.summary.get('status')!r}"
             ) from None
+        if not tensors:
+            raise DataError(
+                f"{self.path / name} holds no student: with strategy.exchange = 'nothing' every "
+                "hospital trained its own, and none is global; each is in "
+                f"{self.path / STUDENTS}/client-<number>.safetensors, as it was tested"
+            )
         student = experiment.build_student()
         try:
             student.load_state_dict({**student.state_dict(), **tensors})

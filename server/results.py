@@ -13,6 +13,7 @@ import pandas as pd
 from safetensors.torch import save_file
 
 from fedkd import config, files
+from fedkd.accounting import privacy_spent
 from fedkd.data.images import LabelledImages
 from fedkd.data.longtail import realised_imbalance
 from fedkd.errors import ConfigError
@@ -187,17 +188,22 @@ def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
     """The summary of a finished run, ready for JSON."""
     assert board.best_val is not None, "the run is not finished"
     assert board.test is not None, "the run is not finished"
+    recipe, private = board.experiment.recipe, {}
+    if recipe.privacy.name != "none":
+        spent = privacy_spent(recipe.privacy, recipe.strategy.name, recipe.num_rounds)
+        private = {"privacy": spent}
     return {
         "status": "finished",
         **identity(board.experiment, mode),
         "student_sha256": states.sha256(student_arrays(arrays)),
         "best_student_sha256": states.sha256(board.best_arrays),
         "num_rounds": len(board.rounds),
-        "stopped_early": len(board.rounds) < board.experiment.recipe.num_rounds,
+        "stopped_early": len(board.rounds) < recipe.num_rounds,
         "best_round": board.best_round,
         "scored_by": "neighbours" if board.experiment.scored_by_neighbours else "classifier",
         "val": board.best_val.to_dict(),
         "test": board.test.to_dict(),
+        **private,
         "seconds": board.seconds,
     }
 

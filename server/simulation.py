@@ -25,6 +25,7 @@ from server.centralized import run_centralized
 from server.engines.inprocess import InProcessGrid
 from server.evaluation import Arrays
 from server.federation import run_federation
+from server.kept_students import STUDENTS
 from server.opened_run import PROMPTS
 from server.results import Mode, RunDirectory, summarise
 from server.scoreboard import Observer, Scoreboard
@@ -112,7 +113,8 @@ def run(
             everybody.append(results)
         observer = _All(everybody)
         prompts_folder = results.path / PROMPTS if results else None
-        node = Node(experiment, observer.client_progress, prompts_folder)
+        students_folder = results.path / STUDENTS if results else None
+        node = Node(experiment, observer.client_progress, prompts_folder, students_folder)
         if centralized:
             board, arrays = run_centralized(experiment, node, observer)
         else:

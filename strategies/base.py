@@ -6,7 +6,7 @@ sorted by partition id, checked, and weighted by a number that stays apart from 
 Buffers of the student (BatchNorm's running means and variances) are measurements, not weights. A
 rule that averages or picks clients treats them like weights; an optimiser on the server never steps
 on them, and they become the clients' weighted average. Integer buffers are never averaged: the
-largest is kept.
+largest is kept, or under privacy the one that was sent, as nothing of the clients' is released.
 """
 
 import logging
@@ -34,6 +34,7 @@ from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
 from strategies.arrays import HeldArray, view
+from strategies.privacy import with_privacy
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,13 @@ class SeededStrategy(Strategy):
         self.num_rounds = setup.num_rounds
         self.reports: list[ClientReport] = []
         self.evaluations: dict[int, Metrics] = {}
-        self._inner = inner or FedAvg(weighted_by_key=WEIGHT)
+        self._inner = with_privacy(
+            inner or FedAvg(weighted_by_key=WEIGHT),
+            setup.privacy,
+            setup.seed,
+            setup.cohort,
+            lambda: self._received,
+        )
         self._plain = FedAvg(weighted_by_key=WEIGHT)
         self._optimises = optimises
         self._nodes: dict[int, int] = {}
@@ -263,7 +270,9 @@ class SeededStrategy(Strategy):
     ) -> list[float]:
         """Weight of each client; 0 for those that have seen no image or are not selected."""
         weights = self.weigh(metrics, server_round)
-        trained = [number for number, m in enumerate(metrics) if m[wire.NUM_EXAMPLES]]
+        # Under privacy all clients of the round stay in the denominator: noise reckons with it.
+        private = self.setup.privacy.name != "none"
+        trained = [n for n, m in enumerate(metrics) if m[wire.NUM_EXAMPLES] or private]
         if type(self).select is not SeededStrategy.select:
             vectors = [self._difference(updates[number]) for number in trained]
             trained = [trained[index] for index in self.select(vectors)]
@@ -337,7 +346,10 @@ class SeededStrategy(Strategy):
         """Put back dtypes, and integers: a count is not averaged but the largest one is kept."""
         complete = ArrayRecord()
         for name, expected in self._received.items():
-            if np.issubdtype(expected.dtype, np.integer):
+            integer = np.issubdtype(expected.dtype, np.integer)
+            if integer and self.setup.privacy.name != "none":
+                values = expected
+            elif integer:
                 values = np.max([update[name].numpy() for update in updates], axis=0)
             else:
                 values = summed[name].numpy()

@@ -229,6 +229,14 @@ def test_run_prints_tables_and_leaves_the_run_directory(recipe, capsys):
     assert [line for line in err.splitlines() if "loss" in line][-1].startswith("round 2/2")
 
 
+def test_a_private_run_prints_what_is_known_of_its_privacy(recipe, capsys):
+    assert main(["run", recipe, "num_rounds=1", "privacy.name=fixed"]) == 0
+    printed = capsys.readouterr().out
+    assert "privacy: epsilon is not known at delta 1e-05: the accounting holds for strat" in printed
+    assert main(["centralized", recipe, "privacy.name=fixed"]) == 2
+    assert "set privacy.name=none" in capsys.readouterr().err
+
+
 def test_one_client_and_centralized_print_the_same_hash(recipe, capsys):
     hashes = []
     for arguments in (["run", recipe, "num_clients=1"], ["centralized", recipe]):

@@ -3,12 +3,18 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from clients.fedprox import FedProx
+from clients.node import Node
+from fedkd import wire
+from fedkd.errors import ConfigError
 from fedkd.losses.factory import LossConfig, make_loss
 from fedkd.models import states
+from strategies.factory import STRATEGIES, Entry
+from strategies.fedavg import FedAvg
 
 PIXELS = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 3, 0])
@@ -96,3 +102,80 @@ def test_the_received_student_is_not_changed_by_training(student, objective):
 
 def enumerate_names(tensors):
     return ((str(number), tensor) for number, tensor in enumerate(tensors))
+
+
+class Told(FedAvg):
+    """FedAvg that asks clients for a proximal term."""
+
+    mu = 0.4
+
+    def instructions(self):
+        return {wire.PROXIMAL_MU: self.mu}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "fedprox", Entry(Told, ""))
+    return monkeypatch
+
+
+AS_STRATEGY = {"strategy": {"name": "fedprox"}, "fedprox": {"mu": 0.4}}
+KEPT = ["student_sha256", "best_student_sha256", "best_round", "val", "test"]
+
+
+@pytest.mark.parametrize("centralized", [False, True])
+def test_the_strategy_with_the_supervised_objective_is_the_objective(run, told, centralized):
+    asked = run(objective={"name": "supervised"}, centralized=centralized, **AS_STRATEGY)
+    own = run(objective={"name": "fedprox"}, fedprox={"mu": 0.4}, centralized=centralized)
+    plain = run(objective={"name": "supervised"}, centralized=centralized)
+    assert [asked.summary[key] for key in KEPT] == [own.summary[key] for key in KEPT]
+    seconds = [name for name in asked.rounds if "seconds" in name]
+    pd.testing.assert_frame_equal(
+        asked.rounds.drop(columns=seconds), own.rounds.drop(columns=seconds)
+    )
+    assert asked.rounds["train_loss_proximal"].iloc[-1] > 0
+    assert asked.summary["student_sha256"] != plain.summary["student_sha256"]
+
+
+def test_the_strategy_without_mu_is_fedavg(run, told):
+    told.setattr(Told, "mu", 0.0)
+    asked = run(objective={"name": "ekd"}, **{**AS_STRATEGY, "fedprox": {"mu": 0.0}})
+    assert asked.summary["student_sha256"] == run(objective={"name": "ekd"}).summary[KEPT[0]]
+    assert "train_loss_proximal" not in asked.rounds
+
+
+@pytest.mark.parametrize("name", ["moon", "ekd", "fopro", "moco"])
+def test_the_strategys_term_is_added_to_any_objective(opened, name):
+    changes = {"training": {"optimizer": "sgd", "momentum": 0.0, "clip_norm": 0.0}}
+    experiment = opened(objective={"name": name}, moco={"queue_size": 2}, **changes)
+    node = Node(experiment)
+    arrays = node.initial_arrays()
+    plain, _ = node.train(0, arrays, {}, 1, score_classes=name != "moco")
+    held, _ = node.train(0, arrays, {}, 1, score_classes=name != "moco", proximal_mu=3.0)
+    sums = held.metrics
+    # Three batches; the term is 0 at the first of them and in the total at the others.
+    assert sums["sum.loss_proximal"] > 0
+    others = sums["sum.loss"] - sums["sum.loss_proximal"]
+    assert others == pytest.approx(plain.metrics["sum.loss"], rel=0.05)
+    assert "sum.loss_proximal" not in plain.metrics
+    # Scores per class are of the received student: the term is 0 there, and of no class.
+    if name != "moco":
+        assert sums[wire.CLASS_SCORES] == plain.metrics[wire.CLASS_SCORES]
+        assert sum(sums[wire.CLASS_LOSSES]) == pytest.approx(
+            sum(plain.metrics[wire.CLASS_LOSSES]), rel=0.05
+        )
+
+    def moved(reply):
+        return sum((reply.arrays[n] - arrays[n]).norm() for n in held_names)
+
+    held_names = [n for n, _ in experiment.build_student().named_parameters()]
+    assert moved(held) < moved(plain)
+
+
+def test_the_term_is_not_added_twice(make_recipe):
+    with pytest.raises(ConfigError) as caught:
+        make_recipe(strategy={"name": "fedprox"}, objective={"name": "fedprox"})
+    assert (
+        "strategy.name and objective.name are both 'fedprox', which would add the proximal term "
+        "twice; choose objective.name = 'supervised', or another strategy, such as fedavg"
+    ) in str(caught.value)

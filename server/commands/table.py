@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clients.factory import OBJECTIVES
-from fedkd import config, files
+from fedkd import accounting, config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.experiment import open_data, open_experiment
@@ -122,6 +122,8 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
             experiment, centralized=centralized, output=recipe.output, observers=[progress]
         )
     print_results(terminal.stdout(), result.board)
+    if "privacy" in result.summary:
+        print(accounting.sentence(result.summary["privacy"]))
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
     if experiment.scored_by_neighbours and result.path:
         print(f"distil from the teacher: fedkd run CONFIG {use_of(result.path / TEACHER)}")
