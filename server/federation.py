@@ -64,12 +64,16 @@ def run_federation(
 def _setup(experiment: Experiment) -> Setup:
     recipe = experiment.recipe
     student = experiment.build_student()
+    training = recipe.training
+    afresh = training.optimizer == "sgd" and not training.keep_optimizer_state
     return Setup(
         num_clients=experiment.num_clients,
         num_rounds=recipe.num_rounds,
         seed=recipe.seed,
         fraction_train=recipe.strategy.fraction_train,
         buffers=frozenset(name for name, _ in student.named_buffers()),
+        momentum=training.momentum if afresh else 0.0,
+        proximal_mu=recipe.fedprox.mu,
         prompts_by_examples=recipe.prompts.shared == "by_examples",
         privacy=recipe.privacy,
     )

@@ -5,8 +5,9 @@ sorted by partition id, checked, and weighted by a number that stays apart from 
 
 Buffers of the student (BatchNorm's running means and variances) are measurements, not weights. A
 rule that averages or picks clients treats them like weights; an optimiser on the server never steps
-on them, and they become the clients' weighted average. Integer buffers are never averaged: the
-largest is kept, or under privacy the one that was sent, as nothing of the clients' is released.
+on them: a step may make a variance negative. Beside an optimiser they become the clients' average
+by numbers of images. Integers are shown to no rule: the largest is kept, or under privacy the one
+that was sent, as nothing of the clients' is released.
 """
 
 import logging
@@ -73,6 +74,9 @@ class Setup:
         seed: The experiment's seed.
         fraction_train: Fraction of the clients that train in a round.
         buffers: Names of the student's tensors that are no parameters.
+        momentum: Momentum of the clients' optimiser where it is SGD that starts afresh in every
+            round, otherwise 0.
+        proximal_mu: Weight of the proximal term of strategy fedprox.
         prompts_by_examples: Average what clients share of their prompts by their numbers of images
             instead of by the weights of the strategy. Either way it is a plain average, whatever
             the strategy does with the student: prompts follow no server optimiser.
@@ -84,6 +88,8 @@ class Setup:
     seed: int
     fraction_train: float = 1.0
     buffers: frozenset[str] = frozenset()
+    momentum: float = 0.0
+    proximal_mu: float = 0.0
     prompts_by_examples: bool = False
     privacy: PrivacyConfig = PrivacyConfig()
 
@@ -103,7 +109,8 @@ class SeededStrategy(Strategy):
         setup: What every strategy is told.
         inner: Flower's strategy that sums arrays; it must weigh by the key ``"weight"``.
         optimises: ``inner`` is an optimiser: it gets the parameters alone, and buffers are averaged
-            by the same weights.
+            by numbers of images. Whatever an optimiser must know of the students that the clients
+            had received, :meth:`prepare` tells it.
     """
 
     def __init__(
@@ -156,8 +163,9 @@ class SeededStrategy(Strategy):
         """Called before Flower's strategy sums, for one that must know more than the replies.
 
         Args:
-            received: What the clients had received, of what is to be summed.
-            metrics: What each client sent.
+            received: What the clients had received, of what Flower's strategy is to sum, in the
+                order in which it sees it.
+            metrics: What each client sent; clients that weigh 0 are among them.
         """
 
     def shown(self, metrics: Metrics) -> dict[str, float]:
@@ -250,18 +258,22 @@ class SeededStrategy(Strategy):
             ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m, down, _num_bytes(m, update))
             for m, w, update in zip(metrics, weights, updates, strict=True)
         ]
-        prompts = {name for name in self._received if name.startswith(wire.PROMPTS)}
-        buffers = self.setup.buffers if self._optimises else frozenset()
-        students = set(self._received) - prompts - buffers
+        averaged = {n for n, v in self._received.items() if not np.issubdtype(v.dtype, np.integer)}
+        prompts = {name for name in averaged if name.startswith(wire.PROMPTS)}
+        buffers = (averaged - prompts) & self.setup.buffers if self._optimises else set()
+        students = averaged - prompts - buffers
         told = _Replies(answers, updates, metrics)
-        self.prepare(_only(self._received, students), metrics)
-        summed = self._sum(self._inner, server_round, told, students, weights)
-        if buffers & set(self._received):
-            summed |= self._sum(self._plain, server_round, told, buffers, weights)
+        images = [float(m[wire.NUM_EXAMPLES]) for m in metrics]
+        summed: dict[str, Array] = {}
+        if students:
+            self.prepare(_only(self._received, students), metrics)
+            summed |= self._sum(self._inner, server_round, told, students, weights)
+        if buffers:
+            summed |= self._sum(self._plain, server_round, told, buffers, images)
         if prompts:
-            if self.setup.prompts_by_examples:
-                weights = [float(m[wire.NUM_EXAMPLES]) for m in metrics]
-                _total(weights)
+            by_examples = self.setup.prompts_by_examples
+            weights = images if by_examples else weights
+            _total(weights)
             summed |= self._sum(self._plain, server_round, told, prompts, weights)
         return self._complete(summed, updates), MetricRecord()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from strategies.mas import robust_factor
-from tests.test_strategies import Federation, update
+from tests.hand_made_replies import Federation, update
 
 REFERENCE = json.loads((Path(__file__).parent / "data/fedmas_reference.json").read_text())
 RULES = REFERENCE["pure"]["agg_rules"]

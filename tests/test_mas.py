@@ -5,7 +5,7 @@ import pytest
 
 from fedkd.errors import UpdateRefused
 from strategies.mas import robust_factor
-from tests.test_strategies import Federation, update
+from tests.hand_made_replies import Federation, update
 
 
 @pytest.mark.parametrize(

@@ -3,90 +3,20 @@
 import flwr.serverapp.strategy
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Array, Error, Message, RecordDict
 
 from fedkd import wire
 from fedkd.aggregation import StrategyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
-from server.engines.inprocess import InProcessGrid
 from strategies.arrays import HeldArray
 from strategies.base import Setup
 from strategies.factory import STRATEGIES, make_strategy
+from tests.hand_made_replies import GLOBAL, Federation, record, update
 
-GLOBAL = {
-    "w": np.zeros(3, np.float32),
-    "running_var": np.ones(2, np.float64),
-    "num_batches_tracked": np.array(7, np.int64),
-}
-
-
-def record(arrays):
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
-
-
-def update(
-    number, w=0.0, num_examples=1, count=7, scores=(1.0, 1.0), losses=(1.0, 1.0), counts=(1, 1)
-):
-    arrays = {
-        "w": np.full(3, w, np.float32),
-        "running_var": np.full(2, w, np.float64),
-        "num_batches_tracked": np.array(count, np.int64),
-    }
-    metrics = {
-        wire.PARTITION_ID: number,
-        wire.NUM_EXAMPLES: num_examples,
-        wire.CLASS_COUNTS: list(counts),
-        wire.CLASS_SCORES: list(scores),
-        wire.CLASS_LOSSES: list(losses),
-    }
-    return arrays, metrics
-
-
-class Federation:
-    """A strategy, and clients that answer with what they are given."""
-
-    def __init__(self, name, updates, fraction=1.0, seed=0, num_rounds=10):
-        app = ClientApp()
-        num = len(updates)
-
-        @app.query()
-        def query(message, context):
-            number = context.node_config["partition-id"]
-            metrics = MetricRecord({wire.PARTITION_ID: number})
-            return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
-
-        @app.train()
-        def train(message, context):
-            answer = updates[context.node_config["partition-id"]]
-            if isinstance(answer, Exception):
-                raise answer
-            arrays, metrics = answer
-            content = RecordDict({wire.ARRAYS: record(arrays), wire.METRICS: MetricRecord(metrics)})
-            return Message(content, reply_to=message)
-
-        self.grid = InProcessGrid(app, num)
-        config = StrategyConfig(name=name, fraction_train=fraction)
-        self.strategy = make_strategy(config, Setup(num, num_rounds, seed, fraction))
-
-    def round(self, number=1, reverse=False):
-        messages = self.strategy.configure_train(number, record(GLOBAL), ConfigRecord(), self.grid)
-        replies = list(self.grid.send_and_receive(messages))
-        arrays, _ = self.strategy.aggregate_train(number, replies[::-1] if reverse else replies)
-        return {name: array.numpy() for name, array in arrays.items()}
-
-    def weights(self, number=1):
-        self.round(number)
-        return [report.weight for report in self.strategy.reports]
-
-    def scoring_rounds(self, num_rounds):
-        """Rounds in which clients are told to send class scores."""
-        asked = []
-        for number in range(1, num_rounds + 1):
-            config = ConfigRecord()
-            self.strategy.configure_train(number, record(GLOBAL), config, self.grid)
-            asked += [number] * bool(config[wire.SCORE_CLASSES])
-        return asked
+STEPPING = {"fedavgm", "fedadagrad", "fedadam", "fedyogi", "qfedavg"}
+"""Strategies whose student is not where the clients are."""
+AVERAGING = sorted(set(STRATEGIES) - STEPPING)
+ROBUST = {"fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"}
 
 
 def test_fedavg_weighs_by_images():
@@ -115,7 +45,7 @@ def test_the_order_of_replies_changes_no_bit(name, number):
 
 
 @pytest.mark.parametrize("number", [1, 10])
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("name", AVERAGING)
 def test_equal_clients_leave_their_student_and_weights_sum_to_one(name, number):
     federation = Federation(name, [update(i, 0.3, 1 + i) for i in range(3)])
     assert federation.round(number)["w"] == pytest.approx(np.full(3, np.float32(0.3)))
@@ -124,6 +54,19 @@ def test_equal_clients_leave_their_student_and_weights_sum_to_one(name, number):
 
 @pytest.mark.parametrize("number", [1, 10])
 @pytest.mark.parametrize("name", list(STRATEGIES))
+def test_clients_that_stay_where_they_were_leave_the_student_unchanged(name, number):
+    federation = Federation(name, [update(i, 0.3, 1 + i, steps=1 + i) for i in range(3)])
+    arrays, _ = update(0, 0.3)
+    federation.received = arrays
+    out = federation.round(number)
+    assert out["w"] == pytest.approx(arrays["w"], abs=1e-6)
+    assert out["running_var"] == pytest.approx(arrays["running_var"], rel=1e-12)
+    assert sum(report.weight for report in federation.strategy.reports) == pytest.approx(1)
+
+
+# A median or trimmed mean of -0.0 is 0.0; the others of ROBUST need three clients.
+@pytest.mark.parametrize("number", [1, 10])
+@pytest.mark.parametrize("name", sorted(set(AVERAGING) - ROBUST))
 def test_one_client_passes_through_bit_for_bit(name, number):
     arrays, metrics = update(0)
     arrays["w"] = np.array([0.1, -0.0, 1e-40], np.float32)
@@ -131,17 +74,44 @@ def test_one_client_passes_through_bit_for_bit(name, number):
     assert all(out[key].tobytes() == arrays[key].tobytes() for key in arrays)
 
 
-def test_dtypes_are_kept_and_counts_take_the_largest():
-    out = Federation("fedavg", [update(0, 1.0, 3, count=9), update(1, 2.0, 1, count=12)]).round()
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_dtypes_are_kept_and_counts_take_the_largest(name):
+    counts = (9, 12, 11)
+    updates = [update(i, 1.0 + i, 3, count=count) for i, count in enumerate(counts)]
+    out = Federation(name, updates).round()
     assert {key: value.dtype.name for key, value in out.items()} == {
         "w": "float32", "running_var": "float64", "num_batches_tracked": "int64",
     }  # fmt: skip
     assert out["num_batches_tracked"] == 12
 
 
-def test_a_client_without_examples_has_no_say():
-    out = Federation("fedavg", [update(0, 1.0, 0), update(1, 2.0, 5)]).round()
-    assert out["w"].tolist() == [2.0] * 3
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_a_client_without_examples_changes_no_bit(name):
+    rng = np.random.default_rng(1)
+    updates = [update(i, rng.normal(), 2 + i, steps=1 + i, loss=1 + i) for i in range(4)]
+    absent = update(4, 99.0, 0, steps=0, counts=(5, 5), scores=(0, 0), losses=(0, 0))
+    with_it = Federation(name, [*updates, absent])
+    out, without = with_it.round(10), Federation(name, updates).round(10)
+    assert all(np.array_equal(out[key], without[key]) for key in out)
+    assert with_it.strategy.reports[4].weight == 0
+
+
+def test_uniform_weighs_no_images():
+    federation = Federation("uniform", [update(0, 1.0, 10), update(1, 4.0, 30)])
+    assert federation.round()["w"].tolist() == [2.5] * 3
+    assert federation.weights() == [0.5, 0.5]
+
+
+def test_fedprox_weighs_as_fedavg_and_sends_its_mu():
+    federation = Federation("fedprox", [update(0, 1.0, 10), update(1, 4.0, 30)], proximal_mu=0.25)
+    assert federation.round()["w"].tolist() == [3.25] * 3
+    assert federation.told()[wire.PROXIMAL_MU] == 0.25
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"fedprox"}))
+def test_no_other_strategy_asks_for_a_proximal_term(name):
+    told = Federation(name, [update(i) for i in range(3)], proximal_mu=0.25).told()
+    assert wire.PROXIMAL_MU not in told
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,0 +1,38 @@
+"""FedTrimmedAvg: the mean of the clients without the extreme ones, entry by entry."""
+
+import logging
+
+import flwr.serverapp.strategy as flower
+
+from strategies.base import WEIGHT, Setup
+from strategies.uniform import Uniform
+
+logger = logging.getLogger(__name__)
+
+
+class FedTrimmedAvg(Uniform):
+    """Each number of the student is the mean over clients, without the lowest and highest ones.
+
+    At each end, trim times the number of clients are left out, rounded down; if that is none, it is
+    ``uniform``, and a warning says so. Every client has one vote, whatever its size: the reported
+    weights are votes, not shares of a sum. Buffers follow the same rule.
+
+    Args:
+        setup: What every strategy is told.
+        trim: In [0, 0.5).
+
+    Source: Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+    ICML 2018 (algorithm 1, option II), of students instead of gradients. The mean is Flower's.
+    """
+
+    def __init__(self, setup: Setup, *, trim: float) -> None:
+        if trim and not int(trim * setup.cohort):
+            logger.warning(
+                "strategy.trim = %g of %d clients leaves nobody out, so that fedtrimmedavg is "
+                "uniform; %.4g would leave out one at each end",
+                trim,
+                setup.cohort,
+                1 / setup.cohort,
+            )
+        inner = flower.FedTrimmedAvg(weighted_by_key=WEIGHT, beta=trim)
+        super().__init__(setup, inner=inner)
