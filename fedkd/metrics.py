@@ -1,8 +1,8 @@
-"""Scores of a classifier on long-tailed data, from pooled counts; and AUROC, from scores.
+"""Scores of a classifier on long-tailed data, from pooled counts; AUROC and ECE, from scores.
 
-All but AUROC are functions of a confusion matrix: int64 (num_classes, num_classes), rows are true
-classes, columns predicted ones. Matrices of parts (clients, sites, batches) add up to the matrix of
-the whole, so counts travel and ratios never do.
+All but these two are functions of a confusion matrix: int64 (num_classes, num_classes), rows are
+true classes, columns predicted ones. Matrices of parts (clients, sites, batches) add up to the
+matrix of the whole, so counts travel and ratios never do.
 
 One rule for absent classes: a class without an image has no recall (nan) and enters no mean.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedkd.calibration import expected_calibration_error, reliability
 from fedkd.errors import DataError
 
 Integers = npt.NDArray[np.int64]
@@ -156,14 +157,19 @@ class Evaluation:
         mcc: Matthews correlation coefficient (R_K).
         macro_f1: Mean F1 over the classes present.
         kappa: Cohen's kappa.
-        macro_auroc: Mean one-versus-rest AUROC.
+        macro_auroc: Mean one-versus-rest AUROC, over the classes that have both images and others.
+        ece: Expected calibration error (15 bins); nan if the scores are no probabilities.
         recall: Mean recall of each group of classes, by its name (head, medium, tail).
         recall_per_class: Recall by class name; nan for a class without images.
         balanced_accuracy_per_site: By site name, over the classes present there; nan for a site
             without images.
         worst_site: Site of the lowest balanced accuracy, the first one of equals.
         worst_site_balanced_accuracy: Its balanced accuracy.
+        site_sd_balanced_accuracy: Spread: the population standard deviation of the balanced
+            accuracies of the sites that have images; 0 with one such site.
         confusion: Counts, int64 (num_classes, num_classes), rows true, columns predicted.
+        confusion_per_site: The same by site name; their sum is ``confusion``.
+        reliability: Bins of confidence, see :func:`fedkd.calibration.reliability`.
     """
 
     num_images: int
@@ -173,12 +179,16 @@ class Evaluation:
     macro_f1: float
     kappa: float
     macro_auroc: float
+    ece: float
     recall: dict[str, float]
     recall_per_class: dict[str, float]
     balanced_accuracy_per_site: dict[str, float]
     worst_site: str
     worst_site_balanced_accuracy: float
+    site_sd_balanced_accuracy: float
     confusion: Integers
+    confusion_per_site: dict[str, Integers]
+    reliability: dict[str, list[float]]
 
     def scalars(self) -> dict[str, float]:
         """The single numbers by name, as a table of rounds has them; ``recall_tail`` and so on."""
@@ -187,10 +197,12 @@ class Evaluation:
             **{name: getattr(self, name) for name in names},
             **{f"recall_{group}": value for group, value in self.recall.items()},
             "worst_site_balanced_accuracy": self.worst_site_balanced_accuracy,
+            "site_sd_balanced_accuracy": self.site_sd_balanced_accuracy,
+            "ece": self.ece,
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON: nan becomes None, the confusion matrix lists."""
+        """All fields by name, ready for JSON: nan becomes None, a matrix lists."""
         return {name: _plain(value) for name, value in vars(self).items()}
 
 
@@ -199,6 +211,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -248,14 +262,16 @@ def evaluate(
         )
     predictions = probabilities.argmax(axis=1).astype(np.int64)
     confusion = confusion_matrix(labels, predictions, len(class_names))
-    per_site = {}
+    confusion_per_site = {}
     for number, name in enumerate(site_names):
         here = sites == number
         part = confusion_matrix(labels[here], predictions[here], len(class_names))
-        per_site[name] = balanced_accuracy(part)
+        confusion_per_site[name] = part
+    per_site = {name: balanced_accuracy(part) for name, part in confusion_per_site.items()}
     # Every image has a site, so at least one site has a score.
     seen = {name: value for name, value in per_site.items() if not math.isnan(value)}
     worst = min(seen, key=seen.__getitem__)
+    bins = reliability(labels, probabilities)
     return Evaluation(
         num_images=len(labels),
         accuracy=accuracy(confusion),
@@ -264,10 +280,14 @@ def evaluate(
         macro_f1=macro_f1(confusion),
         kappa=cohen_kappa(confusion),
         macro_auroc=macro_auroc(labels, probabilities),
+        ece=expected_calibration_error(bins),
         recall={group: group_recall(confusion, classes) for group, classes in groups.items()},
         recall_per_class=dict(zip(class_names, recall_per_class(confusion).tolist(), strict=True)),
         balanced_accuracy_per_site=per_site,
         worst_site=worst,
         worst_site_balanced_accuracy=seen[worst],
+        site_sd_balanced_accuracy=float(np.std(list(seen.values()))),
         confusion=confusion,
+        confusion_per_site=confusion_per_site,
+        reliability=bins,
     )

@@ -27,6 +27,7 @@ METRICS = {
     "kappa": "Cohen's kappa",
     "macro_auroc": "macro-AUROC",
     "accuracy": "accuracy",
+    "ece": "calibration error (ECE)",
 }
 
 
@@ -61,6 +62,11 @@ def print_results(console: Console, board: Scoreboard) -> None:
         "balanced accuracy of the worst hospital",
         f"{_number(val.worst_site_balanced_accuracy)} {val.worst_site}",
         f"{_number(test.worst_site_balanced_accuracy)} {test.worst_site}",
+    )
+    table.add_row(
+        "spread over hospitals (sd)",
+        _number(val.site_sd_balanced_accuracy),
+        _number(test.site_sd_balanced_accuracy),
     )
     console.print(table)
     if board.best_own:

@@ -180,6 +180,39 @@ def test_evaluate_worked_by_hand():
     assert result.worst_site == "a"
     assert result.worst_site_balanced_accuracy == 0.5
     assert result.confusion.tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert {name: part.tolist() for name, part in result.confusion_per_site.items()} == {
+        "a": [[1, 1, 0], [0, 0, 0], [0, 0, 0]],
+        "b": [[0, 0, 0], [0, 2, 0], [1, 0, 0]],
+        "c": [[0, 0, 0], [0, 0, 0], [0, 0, 0]],
+    }
+    # All are certain, and 3 of 5 right.
+    assert result.ece == pytest.approx(2 / 5)
+    assert result.reliability["num_images"] == [0] * 14 + [5]
+    assert (result.reliability["confidence"][14], result.reliability["accuracy"][14]) == (1, 0.6)
+
+
+def test_the_spread_over_hospitals_is_the_population_sd_of_those_with_images():
+    # Balanced accuracies 1, 1/2 and 0; hospital d has no image: mean 1/2, variance (1/4 + 1/4) / 3.
+    labels, sites = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
+    probabilities = np.eye(2)[[0, 0, 1, 0]]
+    result = metrics.evaluate(labels, probabilities, sites, NAMES[:2], ("a", "b", "c", "d"), {})
+    assert result.site_sd_balanced_accuracy == pytest.approx(math.sqrt(1 / 6))
+
+
+def test_one_hospital_has_no_spread():
+    result = metrics.evaluate(
+        np.array([0, 1]), np.eye(3)[[0, 0]], np.array([1, 1]), NAMES, ("a", "b"), GROUPS
+    )
+    assert result.site_sd_balanced_accuracy == 0
+
+
+@given(seed=st.integers(0, 1000), num_sites=st.integers(1, 5))
+def test_the_counts_of_hospitals_add_up_to_the_whole(seed, num_sites):
+    labels, probabilities = random_problem(seed, num_classes=3, num=30)
+    sites = np.random.default_rng(seed).integers(0, num_sites, 30)
+    names = [f"site {number}" for number in range(num_sites)]
+    result = metrics.evaluate(labels, probabilities, sites, NAMES, names, GROUPS)
+    assert np.array_equal(sum(result.confusion_per_site.values()), result.confusion)
 
 
 def test_worst_site_is_the_lowest_not_the_first():
@@ -209,18 +242,25 @@ def test_to_dict_is_json_with_null_for_undefined():
         "macro_f1",
         "kappa",
         "macro_auroc",
+        "ece",
         "recall",
         "recall_per_class",
         "balanced_accuracy_per_site",
         "worst_site",
         "worst_site_balanced_accuracy",
+        "site_sd_balanced_accuracy",
         "confusion",
+        "confusion_per_site",
+        "reliability",
     ]
     assert plain["recall"] == {"head": 0.5, "medium": None, "tail": None}
     assert plain["recall_per_class"] == {"nv": 0.5, "mel": None, "bcc": None}
     assert plain["balanced_accuracy_per_site"] == {"a": 0.5, "b": None}
     assert plain["macro_auroc"] is None
     assert plain["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert plain["confusion_per_site"] == {"a": plain["confusion"], "b": [[0] * 3] * 3}
+    assert plain["reliability"]["accuracy"] == [None] * 14 + [0.5]
+    assert plain["reliability"]["num_images"] == [0] * 14 + [2]
 
 
 def test_scalars_name_groups_and_the_worst_site():
@@ -231,6 +271,8 @@ def test_scalars_name_groups_and_the_worst_site():
     scalars = result.scalars()
     assert scalars["recall_tail"] == result.recall["tail"]
     assert scalars["worst_site_balanced_accuracy"] == scalars["balanced_accuracy"]
+    assert scalars["site_sd_balanced_accuracy"] == 0
+    assert scalars["ece"] == result.ece
     assert all(isinstance(value, float) for value in scalars.values())
 
 
