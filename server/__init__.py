@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from server.scoreboard import Observer
     from server.simulation import Simulation, simulate
 
-__all__ = ["Simulation", "simulate"]
+__all__ = ["Observer", "Simulation", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

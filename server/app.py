@@ -12,6 +12,7 @@ from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
 from server.federation import run_federation
 from server.results import RunDirectory
+from server.tracking.everybody import Everybody, make_trackers
 
 
 def make_app(run: Callable[[Grid, Context], None]) -> ServerApp:
@@ -29,9 +30,14 @@ def _run_recipe(grid: Grid, context: Context) -> None:
     """Run the recipe that the run config names, and leave a run directory."""
     recipe = config.load(Recipe, Path(str(context.run_config["config"])))
     experiment = open_experiment(recipe)
-    with RunDirectory.create(experiment, "federated") as results:
+    trackers = make_trackers(recipe.tracking)
+    with (
+        RunDirectory.create(experiment, "federated") as results,
+        Everybody(experiment, "federated", results, trackers) as observer,
+    ):
         initial = Node(experiment).initial_arrays()
-        results.finish(*run_federation(grid, experiment, initial, results))
+        board, arrays = run_federation(grid, experiment, initial, observer)
+        observer.run_ended(board, results.finish(board, arrays))
 
 
 app = make_app(_run_recipe)

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from fedkd.experiment import Experiment
-from server.scoreboard import Scoreboard
+from server.scoreboard import Observer, Scoreboard
 
 QUIET_S = 8.0
 """Without a terminal, a line is printed when nothing was for so many seconds."""
 
 
-class TerminalProgress:
+class TerminalProgress(Observer):
     """Observer with a progress bar on a terminal, and plain lines elsewhere.
 
     Args:

@@ -26,13 +26,13 @@ from server.evaluation import Arrays
 from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
 from server.pictures.curves import plot_curves
-from server.scoreboard import Scoreboard, student_arrays
+from server.scoreboard import Observer, Scoreboard, student_arrays
 
 Mode = Literal["federated", "centralized"]
 VERSIONS = ("fedkd", "torch", "torchvision", "flwr", "numpy", "pandas")
 
 
-class RunDirectory:
+class RunDirectory(Observer):
     """``<output>/<name>/<time>-<short hash>/``, an observer that writes as the run goes.
 
     As a context manager it notes in ``summary.json`` how the run ended: ``finished``, ``failed``
@@ -93,15 +93,7 @@ class RunDirectory:
     ) -> None:
         """Note how the run ended, if not well."""
         if error is not None:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            reason = f"{type(error).__name__}: {error}"
-            self._write_summary({"status": status, "error": reason})
-
-    def round_started(self, round_number: int) -> None:
-        """Nothing to write."""
-
-    def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
-        """Nothing to write."""
+            self._write_summary(how_it_ended(error))
 
     def round_finished(self, board: Scoreboard) -> None:
         """Write the tables anew with the new rows, and the student if it is to be kept."""
@@ -161,6 +153,12 @@ class RunDirectory:
     def _write_table(self, name: str, table: pd.DataFrame) -> None:
         with files.replacing(self.path / name) as part:
             table.to_csv(part, index=False)
+
+
+def how_it_ended(error: BaseException) -> dict[str, str]:
+    """Status and reason of a run that did not end well."""
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return {"status": status, "error": f"{type(error).__name__}: {error}"}
 
 
 def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -31,8 +32,17 @@ Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-class Observer(Protocol):
-    """Somebody who is told how a run goes: a progress bar, a run directory."""
+class Observer:
+    """Somebody who is told how a run goes: a progress bar, a tracker. No method does anything here.
+
+    In this order: ``run_started`` once; in each round ``round_started``, ``client_progress`` any
+    number of times and ``round_finished``; ``run_ended`` once, if ``run_started`` did not raise.
+    All in the thread and process that run the federation. See :mod:`server.tracking.everybody` for
+    what happens if one raises.
+    """
+
+    def run_started(self, experiment: Experiment, path: Path | None) -> None:
+        """All is opened and checked, nothing is trained; ``path`` is the run directory, if any."""
 
     def round_started(self, round_number: int) -> None:
         """A round begins; rounds count from 1."""
@@ -41,7 +51,19 @@ class Observer(Protocol):
         """A client has done so many of its images or steps."""
 
     def round_finished(self, board: "Scoreboard") -> None:
-        """A round is aggregated and evaluated; ``board.rounds[-1]`` is its row."""
+        """A round is aggregated and evaluated; ``board.rounds[-1]`` is its row.
+
+        Its clients' rows are those of ``board.clients`` with the same ``round``.
+        """
+
+    def run_ended(self, board: "Scoreboard | None", summary: Mapping[str, Any]) -> None:
+        """The run is over.
+
+        Args:
+            board: With ``board.test``; None if the run failed or was interrupted.
+            summary: What ``summary.json`` holds; ``status`` is finished, failed or interrupted, and
+                ``error`` says why in the last two.
+        """
 
 
 @dataclass

@@ -29,6 +29,7 @@ from server.kept_students import STUDENTS
 from server.opened_run import PROMPTS
 from server.results import Mode, RunDirectory, summarise
 from server.scoreboard import Observer, Scoreboard
+from server.tracking.everybody import Everybody, make_trackers
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def simulate(
         initial_student: Initial weights: a module or a state dict with the student's names.
         centralized: Pool all images and train in a plain loop, without Flower.
         output: Folder for a run directory; None writes nothing.
-        observers: Told how it goes.
+        observers: Told how it goes, beside the trackers that ``tracking`` names.
 
     Raises:
         FedkdError: Anything in the config or the data that does not fit, before training starts.
@@ -102,16 +103,16 @@ def run(
     """Run an experiment that is open already; see :func:`simulate`."""
     threads = experiment.recipe.engine.num_threads
     mode: Mode = "centralized" if centralized else "federated"
+    # Before the run directory is made: a package may be missing.
+    everybody = [*make_trackers(experiment.recipe.tracking), *observers]
     with ExitStack() as stack:
         if threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
-        everybody = list(observers)
         results = None
         if output is not None:
             results = stack.enter_context(RunDirectory.create(experiment, mode, Path(output)))
-            everybody.append(results)
-        observer = _All(everybody)
+        observer = stack.enter_context(Everybody(experiment, mode, results, everybody))
         prompts_folder = results.path / PROMPTS if results else None
         students_folder = results.path / STUDENTS if results else None
         node = Node(experiment, observer.client_progress, prompts_folder, students_folder)
@@ -120,6 +121,7 @@ def run(
         else:
             board, arrays = _run_inprocess(experiment, node, observer)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
+        observer.run_ended(board, summary)
     return Simulation(
         rounds=pd.DataFrame(board.rounds),
         clients=pd.DataFrame(board.clients),
@@ -151,22 +153,3 @@ def _run_inprocess(
     context = Context(grid.run.run_id, 0, {}, RecordDict(), {})
     make_server_app(main)(grid, context)
     return outcome[0]
-
-
-class _All:
-    """Tells several observers."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def round_started(self, round_number: int) -> None:
-        for observer in self._observers:
-            observer.round_started(round_number)
-
-    def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
-        for observer in self._observers:
-            observer.client_progress(partition_id, what, done, total)
-
-    def round_finished(self, board: Scoreboard) -> None:
-        for observer in self._observers:
-            observer.round_finished(board)

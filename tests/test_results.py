@@ -16,7 +16,7 @@ from fedkd.models import states
 from fedkd.partitions import manifest
 from fedkd.prediction import predict
 from fedkd.recipe import Recipe
-from server import results, simulate
+from server import Observer, results, simulate
 from server.results import RunDirectory
 
 FILES = {
@@ -198,16 +198,10 @@ def test_what_is_known_before_training_is_there_from_the_start(opened, tmp_path)
 def test_the_tables_grow_round_by_round(make_recipe, hospitals, tmp_path):
     seen = []
 
-    class Reader:
+    class Reader(Observer):
         def round_started(self, round_number):
             tables = list(tmp_path.glob("run/*/rounds.csv"))
             seen.append(len(pd.read_csv(tables[0])) if tables else 0)
-
-        def client_progress(self, *_):
-            pass
-
-        def round_finished(self, board):
-            pass
 
     recipe = make_recipe(num_rounds=3, objective={"name": "supervised"})
     simulate(recipe, **hospitals, output=tmp_path, observers=[Reader()])

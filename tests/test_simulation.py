@@ -12,7 +12,7 @@ from clients.node import Node
 from fedkd.data.images import LabelledImages
 from fedkd.errors import ConfigError
 from fedkd.models import states
-from server import simulate, simulation
+from server import Observer, simulate, simulation
 
 AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
 
@@ -113,17 +113,11 @@ def test_the_final_student_is_the_hashed_one_in_eval_mode(run):
 def test_num_threads_holds_during_the_run_and_is_put_back(run):
     seen = []
 
-    class Observer:
+    class Reader(Observer):
         def round_started(self, round_number):
             seen.append(torch.get_num_threads())
 
-        def client_progress(self, *_):
-            pass
-
-        def round_finished(self, board):
-            pass
-
-    run(num_rounds=1, engine={"num_threads": 2}, observers=[Observer()])
+    run(num_rounds=1, engine={"num_threads": 2}, observers=[Reader()])
     assert (seen, torch.get_num_threads()) == ([2], 1)
 
 
