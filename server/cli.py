@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shortcut(commands)
     _add_probe(commands)
     _add_spectrum(commands)
+    _add_evaluate(commands)
     _add_prompts(commands)
     _add_data(commands)
     _add_teachers(commands)
@@ -137,6 +138,30 @@ def _add_spectrum(commands: Subparsers) -> None:
     )
     spectrum.add_argument("--output", help="folder for the files (default: in the recipe's output)")
     spectrum.set_defaults(overrides=[])
+
+
+def _add_evaluate(commands: Subparsers) -> None:
+    text = "score a run's student on one of its splits, or on other images of the same classes"
+    evaluate = _add(commands, "evaluate", text)
+    evaluate.add_argument("run", metavar="RUN", help="a run directory")
+    _add_overrides(evaluate, "settings of --data, such as data.size=64")
+    evaluate.add_argument(
+        "--split",
+        choices=("val", "test", "train"),
+        help="which images (default: val, with --data test)",
+    )
+    evaluate.add_argument(
+        "--student",
+        default="best",
+        metavar="best | last | round:N | FILE",
+        help="whose predictions (default: best, the one chosen on val)",
+    )
+    evaluate.add_argument(
+        "--data",
+        metavar="NAME | CONFIG",
+        help="other images, for external validation: a data set's name, or a recipe",
+    )
+    evaluate.add_argument("--output", help="folder for the files (default: in RUN/evaluations)")
 
 
 def _add_prompts(commands: Subparsers) -> None:

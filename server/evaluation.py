@@ -7,9 +7,11 @@ import numpy as np
 from torch import Tensor
 
 from fedkd import wire
-from fedkd.data.images import Integers
+from fedkd.data.images import Integers, LabelledImages
+from fedkd.data.loading import Loader
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.metrics import Evaluation, confusion_matrix, evaluate
+from fedkd.models.student import Student
 from fedkd.prediction import Probabilities, predict, predict_by_neighbours
 
 Arrays = dict[str, Tensor]
@@ -36,26 +38,40 @@ def on_the_server(experiment: Experiment) -> Predict:
     """Predict whole splits with the global student.
 
     Tensors that stay with the clients have their initial values; predictions do not read them.
-    Where no classifier is trained, the labelled val images are the neighbours that predict test,
-    and val by leaving out those of the same lesion or patient: no training label is read.
     """
     network = experiment.build_student()
-    batch_size = experiment.recipe.evaluation.batch_size
 
     def predict_split(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
         network.load_state_dict({**network.state_dict(), **student})
-        loader = experiment.held_out_loader(split)
-        if experiment.scored_by_neighbours:
-            bank = None if split == "val" else experiment.held_out_loader("val")
-            return predict_by_neighbours(network, loader, batch_size, bank)
-        return predict(network, loader, batch_size)
+        return predict_images(experiment, network, experiment.held_out_loader(split))
 
     return predict_split
+
+
+def predict_images(experiment: Experiment, student: Student, loader: Loader) -> Probabilities:
+    """Class probabilities of any images of the experiment's classes by one student.
+
+    Where no classifier is trained, the labelled val images are the neighbours that predict others,
+    and val by leaving out those of the same lesion or patient: no training label is read.
+    """
+    batch_size = experiment.recipe.evaluation.batch_size
+    if not experiment.scored_by_neighbours:
+        return predict(student, loader, batch_size)
+    is_val = loader.data is experiment.splits.val
+    bank = None if is_val else experiment.held_out_loader("val")
+    return predict_by_neighbours(student, loader, batch_size, bank)
 
 
 def score(experiment: Experiment, split: HeldOut, probabilities: Probabilities) -> Evaluation:
     """All metrics of the predictions of a whole split."""
     images = experiment.splits.val if split == "val" else experiment.splits.test
+    return score_images(experiment, images, probabilities)
+
+
+def score_images(
+    experiment: Experiment, images: LabelledImages, probabilities: Probabilities
+) -> Evaluation:
+    """All metrics of the predictions of any images of the experiment's classes."""
     return evaluate(
         images.labels,
         probabilities,

@@ -1,6 +1,7 @@
 """A run directory that is opened again: its recipe, its summary, its students and its images."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from safetensors.torch import load_file
 from fedkd import config
 from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import Experiment, open_experiment
+from fedkd.models.exchange import local_names
 from fedkd.models.student import Student
 from fedkd.recipe import Recipe
-from server.kept_students import STUDENTS
+from server.kept_students import STUDENTS, kept_rounds, kept_student
 
 BEST_STUDENT = "best_student.safetensors"
+LAST_STUDENT = "student.safetensors"
 PROMPTS = "prompts"
 """Folder of the clients' prompts in a run directory."""
 
@@ -88,6 +91,12 @@ class OpenedRun:
                 f"{self.path / STUDENTS}/client-<number>.safetensors, as it was tested"
             )
         student = experiment.build_student()
+        stay = local_names(student, self.recipe.strategy.exchange)
+        if lacking := [n for n in student.state_dict() if n not in tensors and n not in stay]:
+            raise DataError(
+                f"{self.path / name} is no student of {self.path / 'config.toml'}: it lacks "
+                f"{len(lacking)} tensors, the first {lacking[0]}"
+            )
         try:
             student.load_state_dict({**student.state_dict(), **tensors})
         except RuntimeError as error:
@@ -97,6 +106,36 @@ class OpenedRun:
                 f"{first[0].strip()}"
             ) from None
         return student.eval()
+
+    def named_student(self, experiment: Experiment, which: str) -> Student:
+        """A student by the name that a command line gives it, in eval mode.
+
+        Args:
+            experiment: As :meth:`experiment` gives it.
+            which: ``best`` (chosen on val, the one tested), ``last``, ``round:N``
+                (keep_students_every) or the path of a file of such a student.
+
+        Raises:
+            ConfigError: There is no such student.
+            DataError: As :meth:`student`.
+        """
+        if which in (names := {"best": BEST_STUDENT, "last": LAST_STUDENT}):
+            return self.student(experiment, names[which])
+        if match := re.fullmatch(r"round:(\d+)", which, re.ASCII):
+            number, kept = int(match[1]), kept_rounds(self.path)
+            if number not in kept:
+                found = f"those of rounds {', '.join(map(str, kept))}" if kept else "none"
+                raise ConfigError(
+                    f"--student is {which!r}, but of the students by round {self.path} has {found};"
+                    " a run keeps them with keep_students_every=1"
+                )
+            return self.student(experiment, kept_student(number))
+        if not Path(which).is_file():
+            raise ConfigError(
+                f"--student is {which!r}; it must be best, last, round:N or a file of a student "
+                "of this run's kind (.safetensors)"
+            )
+        return self.student(experiment, str(Path(which).absolute()))
 
 
 def open_run(path: Path) -> OpenedRun:

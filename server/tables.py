@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from fedkd.experiment import Experiment
 from fedkd.metrics import Evaluation, balanced_accuracy, mcc
 from fedkd.partitions.divergence import label_divergence
 from server.evaluation import own_confusion
@@ -36,41 +37,46 @@ def print_results(console: Console, board: Scoreboard) -> None:
     assert board.best_val is not None, "the run is not finished"
     assert board.test is not None, "the run is not finished"
     val, test = board.best_val, board.test
-    table = Table(title=f"student of round {board.best_round}, best on val")
-    if board.experiment.scored_by_neighbours:
-        table.caption = "kNN scores: predicted by the nearest labelled val images, no classifier"
-    table.add_column("")
-    table.add_column(f"val ({val.num_images})", justify="right")
-    table.add_column(f"test ({test.num_images})", justify="right")
-    for key, name in METRICS.items():
-        table.add_row(name, _number(getattr(val, key)), _number(getattr(test, key)))
-    groups = board.experiment.groups()
-    names = board.experiment.splits.train.class_names
-    for group in val.recall:
-        members = " ".join(names[c] for c in groups[group])
-        table.add_row(f"recall {group} ({members})", *_pair(val, test, "recall", group))
-    table.add_section()
-    counts = board.experiment.splits.train.class_counts()
-    for name, count in zip(names, counts, strict=True):
-        label = f"recall {name} ({count} train)"
-        table.add_row(label, *_pair(val, test, "recall_per_class", name))
-    table.add_section()
-    for site in test.balanced_accuracy_per_site:
-        label = f"balanced accuracy at {site}"
-        table.add_row(label, *_pair(val, test, "balanced_accuracy_per_site", site))
-    table.add_row(
-        "balanced accuracy of the worst hospital",
-        f"{_number(val.worst_site_balanced_accuracy)} {val.worst_site}",
-        f"{_number(test.worst_site_balanced_accuracy)} {test.worst_site}",
-    )
-    table.add_row(
-        "spread over hospitals (sd)",
-        _number(val.site_sd_balanced_accuracy),
-        _number(test.site_sd_balanced_accuracy),
-    )
-    console.print(table)
+    title = f"student of round {board.best_round}, best on val"
+    print_evaluations(console, board.experiment, title, {"val": val, "test": test})
     if board.best_own:
         console.print(_own_table(board))
+
+
+def print_evaluations(
+    console: Console, experiment: Experiment, title: str, columns: Mapping[str, Evaluation]
+) -> None:
+    """Evaluations of one student side by side, by the names of their images."""
+    found = list(columns.values())
+    table = Table(title=title)
+    if experiment.scored_by_neighbours:
+        table.caption = "kNN scores: predicted by the nearest labelled val images, no classifier"
+    table.add_column("")
+    for name, scores in columns.items():
+        table.add_column(f"{name} ({scores.num_images})", justify="right")
+    for key, name in METRICS.items():
+        table.add_row(name, *(_number(getattr(scores, key)) for scores in found))
+    groups, names = experiment.groups(), experiment.splits.train.class_names
+    for group, classes in groups.items():
+        members = " ".join(names[c] for c in classes)
+        table.add_row(f"recall {group} ({members})", *_cells(found, "recall", group))
+    table.add_section()
+    counts = experiment.splits.train.class_counts()
+    for name, count in zip(names, counts, strict=True):
+        label = f"recall {name} ({count} train)"
+        table.add_row(label, *_cells(found, "recall_per_class", name))
+    table.add_section()
+    for site in found[-1].balanced_accuracy_per_site:
+        label = f"balanced accuracy at {site}"
+        table.add_row(label, *_cells(found, "balanced_accuracy_per_site", site))
+    table.add_row(
+        "balanced accuracy of the worst hospital",
+        *(f"{_number(e.worst_site_balanced_accuracy)} {e.worst_site}" for e in found),
+    )
+    table.add_row(
+        "spread over hospitals (sd)", *(_number(e.site_sd_balanced_accuracy) for e in found)
+    )
+    console.print(table)
 
 
 def _own_table(board: Scoreboard) -> Table:
@@ -194,8 +200,8 @@ def print_catalog(console: Console, parts: Mapping[str, Mapping[str, str]]) -> N
             console.print(f"  {name:<{width}}  {description}", highlight=False)
 
 
-def _pair(val: Evaluation, test: Evaluation, attribute: str, key: str) -> Sequence[str]:
-    values = [getattr(evaluation, attribute).get(key, math.nan) for evaluation in (val, test)]
+def _cells(evaluations: Sequence[Evaluation], attribute: str, key: str) -> Sequence[str]:
+    values = [getattr(evaluation, attribute).get(key, math.nan) for evaluation in evaluations]
     return [_number(value) for value in values]
 
 

@@ -19,6 +19,7 @@ from fedkd.schedules import SCHEDULES
 from fedkd.teachers.zoo import TEACHERS
 from server import terminal
 from server.commands.data import data
+from server.commands.evaluate import evaluate
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
 from server.commands.prompts import prompts
@@ -101,6 +102,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "shortcut": shortcut,
     "probe": probe,
     "spectrum": spectrum,
+    "evaluate": evaluate,
     "prompts": prompts,
     "data": data,
     "teachers": teachers,
