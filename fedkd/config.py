@@ -49,7 +49,7 @@ def load(model: type[Model], path: Path | str | None, overrides: Sequence[str] =
     """
     values = {} if path is None else _read(Path(path), model, seen=())
     for text in overrides:
-        _merge(values, _parse_override(text), model)
+        merge(values, _parse_override(text), model)
     return build(model, values, where=str(path or "the command line"), overrides=overrides)
 
 
@@ -117,7 +117,7 @@ def _read(path: Path, model: type[Section], seen: tuple[Path, ...]) -> dict[str,
     if not isinstance(base, str):
         raise ConfigError(f"extends is {base!r} in {path}; it must be the path of one recipe")
     merged = _read(path.parent / base, model, (*seen, path.resolve()))
-    _merge(merged, values, model)
+    merge(merged, values, model)
     return merged
 
 
@@ -145,7 +145,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section] | None) -> None:
+def merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section] | None) -> None:
     """Lay ``change`` over ``base`` in place, table by table.
 
     Where a table's name chooses between models (the data set), another name starts the table
@@ -163,7 +163,7 @@ def _merge(base: dict[str, Any], change: Mapping[str, Any], model: type[Section]
             base[key] = dict(value)
         else:
             inner = field.annotation if field else None
-            _merge(old, value, inner if _is_section(inner) else None)
+            merge(old, value, inner if _is_section(inner) else None)
 
 
 def _renames(field: FieldInfo, old: Mapping[str, Any], change: Mapping[str, Any]) -> bool:

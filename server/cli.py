@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "run a federation and leave a run directory"),
         ("centralized", "train the same method on the pooled images, without a federation"),
+        ("compare", "compare strategies and other settings over seeds, cell by cell"),
         ("partition", "show which hospital has which classes, as a table and a picture"),
         ("config", "print every key of the resolved recipe, with its meaning"),
         ("pretrain", "make a teacher from your own images or procedural ones, offline"),

@@ -46,6 +46,7 @@ class RunDirectory(Observer):
         self.path = path
         self._experiment = experiment
         self._mode = mode
+        self._initial = ""
         self._started = time.perf_counter()
 
     @classmethod
@@ -76,9 +77,11 @@ class RunDirectory(Observer):
         directory = cls(path, experiment, mode)
         directory._write_text("config.toml", config.dump(recipe))
         directory._write_partition()
+        initial = experiment.build_student().state_dict()
+        directory._initial = states.sha256(initial)
         directory._write_summary({"status": "running"})
         if recipe.keep_students_every:
-            directory._keep_student(0, experiment.build_student().state_dict())
+            directory._keep_student(0, initial)
         return directory
 
     def __enter__(self) -> "RunDirectory":
@@ -141,7 +144,8 @@ class RunDirectory(Observer):
             save_file({key: t.contiguous() for key, t in tensors.items()}, part)
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
-        summary = {**identity(self._experiment, self._mode), **values}
+        begun = {"initial_student_sha256": self._initial}
+        summary = {**identity(self._experiment, self._mode), **begun, **values}
         summary.setdefault("seconds", time.perf_counter() - self._started)
         self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

@@ -18,6 +18,7 @@ from fedkd.recipe import Recipe
 from fedkd.schedules import SCHEDULES
 from fedkd.teachers.zoo import TEACHERS
 from server import terminal
+from server.commands.compare import compare
 from server.commands.data import data
 from server.commands.evaluate import evaluate
 from server.commands.pretrain import pretrain
@@ -96,6 +97,7 @@ def catalog(options: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": run,
     "centralized": centralized,
+    "compare": compare,
     "partition": partition,
     "config": show_config,
     "pretrain": pretrain,
