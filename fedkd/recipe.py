@@ -298,6 +298,8 @@ class Recipe(Section):
             "data": CHANGES_NO_NUMBER,
         }
         values = self.model_dump(mode="json", exclude=left_out)
+        # Defaults of the strategy's options are not in its keys, which are None by default.
+        values["strategy"] |= self.strategy.options()
         if not self.shortcut.is_given:
             del values["shortcut"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from fedkd import files
 from fedkd.errors import FedkdError
 from fedkd.experiment import open_experiment
 from server.comparison.plan import Cell, Key
-from server.scoreboard import Scoreboard
+from server.scoreboard import Observer, Scoreboard
 from server.simulation import run
 
 logger = logging.getLogger(__name__)
@@ -142,14 +142,11 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Teller:
+class _Teller(Observer):
     """Observer of a run that passes on what a comparison shows."""
 
     def __init__(self, cell: Cell, watch: Watch) -> None:
         self._cell, self._watch, self._spoke = cell, watch, 0.0
-
-    def round_started(self, round_number: int) -> None:
-        """Nothing to say."""
 
     def client_progress(self, partition_id: int, what: str, done: int, total: int) -> None:
         if time.monotonic() - self._spoke > _TICK_S:
