@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ablation_statistics import LEVEL, Arm, Comparison, holm
+from ablation_statistics import Arm, Comparison
+
+from server.comparison.paired import LEVEL, holm
 
 METRICS = ("balanced_accuracy", "mcc", "recall_tail")
 COLUMNS = (

@@ -1,14 +1,10 @@
-"""Paired differences over seeds, their intervals, and p-values corrected for their number."""
+"""Comparisons of two arms over seeds, by the rule that the ablation fixed before."""
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.stats import t as student_t
-
-LEVEL = 0.05
+from server.comparison.paired import LEVEL, half_width, paired_p
 
 Arm = tuple[str, str]
 """Method and teacher."""
@@ -45,27 +41,14 @@ class Comparison:
 
     def detectable(self, level: float = LEVEL) -> float:
         """Half the interval: a smaller mean difference is not separable from 0 at this level."""
-        freedom = len(self.differences) - 1
-        return float(student_t.isf(level / 2, freedom)) * self.standard_error
+        return half_width(self.differences, level)
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of Student's t test of the paired differences."""
-        error = self.standard_error
-        if error == 0:
+        """Two-sided p-value of Student's t test of the paired differences.
+
+        Without a spread it is that of the formula, 0 or 1.
+        """
+        if self.standard_error == 0:
             return float(self.mean == 0)
-        return float(2 * student_t.sf(abs(self.mean) / error, len(self.differences) - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number; nan stays nan and does not count.
-
-    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal
-    of Statistics 1979.
-    """
-    order = [i for i in np.argsort(p_values, kind="stable") if not math.isnan(p_values[i])]
-    corrected, largest = [math.nan] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, (len(order) - rank) * p_values[index])
-        corrected[index] = min(largest, 1.0)
-    return corrected
+        return paired_p(self.differences)

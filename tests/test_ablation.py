@@ -30,7 +30,9 @@ from ablation_cells import (  # noqa: E402
     plan,
     plan_pilots,
 )
-from ablation_statistics import Comparison, holm  # noqa: E402
+from ablation_statistics import Comparison  # noqa: E402
+
+from server.comparison.paired import holm  # noqa: E402
 
 FEW = {
     "name": "lesions",
