@@ -104,7 +104,7 @@ def test_two_level_covers_images_and_seeds_where_seeds_alone_do_not():
     # 200 images of two classes; an image is right with probability 0.7 whatever the seed, and a
     # seed shifts all by little. Seeds alone see none of the images' luck.
     hits, seeds_only = 0, 0
-    for number in range(60):
+    for number in range(40):
         rng = seeding.rng(number, "cover-images")
         easy = rng.random(200) < 0.7
         frames = {}
@@ -116,14 +116,14 @@ def test_two_level_covers_images_and_seeds_where_seeds_alone_do_not():
                  "prediction": np.where(right, label, "c"), "p_a": 0.0, "p_b": 0.0, "p_c": 0.0}
             )  # fmt: skip
         runs = {("x", seed): f"r{seed}" for seed in range(5)}
-        found = resampled_scores(runs, frames.__getitem__, None, seed=number, num_resamples=300)
+        found = resampled_scores(runs, frames.__getitem__, None, seed=number, num_resamples=200)
         values = np.stack([found["x", seed]["balanced_accuracy"] for seed in range(5)])
         truth = 0.7 * 0.98 + 0.3 * 0.02
         low, high = two_level(values[:, 1:], number, 0.05)
         hits += low < truth < high
         seeds_only += abs(values[:, 0].mean() - truth) < half_width(values[:, 0])
-    assert hits >= 52
-    assert seeds_only <= 40
+    assert hits >= 35  # of 40
+    assert seeds_only <= 20
 
 
 def test_a_paired_difference_is_free_of_the_luck_that_arms_share():

@@ -11,6 +11,7 @@ which no interval over seeds alone covers.
 """
 
 import difflib
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ NUM_SEED_RESAMPLES = 10_000
 _KEYS = ("setting", "arm", "seed", "status", "error", "run")
 # A score in the cells and the same one from predictions differ by rounding alone.
 _ROUNDING = 1e-6
+_Finished = Mapping[tuple[str, str], pd.DataFrame]
+"""Measures of the finished cells of a setting and arm, by seed, ascending."""
 _Resampled = Mapping[str, Mapping[tuple[str, int], Mapping[str, Floats]]]
 
 
@@ -106,8 +109,12 @@ def analyse(
     """
     _check(cells, reference, test)
     metrics = [name for name in MEASURES if name in cells and cells[name].notna().any()]
-    finished = cells[cells["status"] == "finished"]
-    resampled = _resample(finished, predictions, tail, seed)
+    rows = cells[cells["status"] == "finished"].sort_values("seed", kind="stable")
+    resampled = _resample(rows, predictions, tail, seed)
+    finished: _Finished = {
+        (str(setting), str(arm)): own.set_index("seed")[metrics].astype(float)
+        for (setting, arm), own in rows.groupby(["setting", "arm"], sort=False)
+    }
     scores = _scores(cells, finished, metrics, resampled, seed)
     differences = _differences(cells, finished, metrics, reference, test, resampled, seed)
     ranks = {metric: rank(cells, metric) for metric in metrics}
@@ -175,9 +182,9 @@ def _resample(
     return found
 
 
-def _by_seed(finished: pd.DataFrame, setting: str, arm: str, metric: str) -> pd.Series:
-    rows = finished[(finished["setting"] == setting) & (finished["arm"] == arm)]
-    return rows.set_index("seed")[metric].astype(float).dropna().sort_index()
+def _by_seed(finished: _Finished, setting: str, arm: str, metric: str) -> pd.Series:
+    rows = finished.get((setting, arm))
+    return pd.Series(dtype=float) if rows is None else rows[metric].dropna()
 
 
 def _arms(cells: pd.DataFrame) -> list[tuple[str, str]]:
@@ -198,7 +205,7 @@ def _summary(values: Floats) -> dict[str, float]:
 
 def _scores(
     cells: pd.DataFrame,
-    finished: pd.DataFrame,
+    finished: _Finished,
     metrics: Sequence[str],
     resampled: _Resampled,
     seed: int,
@@ -226,10 +233,16 @@ def _bootstrap(values: Floats, seed: int) -> tuple[float, float]:
     """Percentile interval of the mean; its draws depend on seed and number of values only."""
     if not spread(values) > 0:
         return math.nan, math.nan
-    rng = seeding.rng(seed, "bootstrap-scores", len(values))
-    drawn = rng.integers(len(values), size=(NUM_SEED_RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [LEVEL / 2, 1 - LEVEL / 2])
+    means = _resampling(len(values), seed) @ values
+    low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=8)
+def _resampling(num: int, seed: int) -> Floats:
+    """Share of each value in each resample, float64 (NUM_SEED_RESAMPLES, num)."""
+    rng = seeding.rng(seed, "bootstrap-scores", num)
+    return rng.multinomial(num, np.full(num, 1 / num), size=NUM_SEED_RESAMPLES) / num
 
 
 def _images(
@@ -255,7 +268,7 @@ def _images(
 
 def _differences(
     cells: pd.DataFrame,
-    finished: pd.DataFrame,
+    finished: _Finished,
     metrics: Sequence[str],
     reference: str,
     test: Test,
@@ -263,12 +276,12 @@ def _differences(
     seed: int,
 ) -> pd.DataFrame:
     rows = []
+    planned = cells.groupby(["setting", "arm"]).size()
     for metric in metrics:
         sign = 1 if MEASURES[metric].higher_is_better else -1
         for setting, arm in _arms(cells):
             if arm == reference:
                 continue
-            planned = cells[(cells["setting"] == setting) & (cells["arm"] == arm)]
             against = _by_seed(finished, setting, reference, metric)
             paired = (_by_seed(finished, setting, arm, metric) - against).dropna()
             values = paired.to_numpy()
@@ -279,7 +292,7 @@ def _differences(
                     "arm": arm,
                     "kind": "baseline" if arm in BASELINES else "strategy",
                     "metric": metric,
-                    "lacking": len(planned) - len(values),
+                    "lacking": int(planned[setting, arm]) - len(values),
                     **_summary(values),
                     **dict(zip(("image_low", "image_high"), images, strict=True)),
                     "effect": effect_size(values),

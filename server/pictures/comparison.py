@@ -25,6 +25,7 @@ _GROUPS = (
 )
 _WIDTH = 9.2
 _NAME_LENGTH = 34
+_LETTERS = 78  # of a heading as wide as all panels
 _MOST_SETTINGS_ABREAST = 3
 _SECOND_METRICS = ("recall_tail", "worst_site_balanced_accuracy")
 
@@ -159,6 +160,8 @@ def _by_mean(scores: pd.DataFrame, metric: str) -> list[str]:
 def _panels(settings: Sequence[str], num_rows: int) -> tuple[Figure, list[Axes]]:
     """A panel per setting, three abreast at most, whose rows are arms."""
     abreast = min(len(settings), _MOST_SETTINGS_ABREAST)
+    while abreast > 1 and max(map(len, settings)) > _LETTERS // abreast:
+        abreast -= 1
     down = -(-len(settings) // abreast)
     height = down * (0.27 * num_rows + 0.6) + 0.5
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -168,7 +171,7 @@ def _panels(settings: Sequence[str], num_rows: int) -> tuple[Figure, list[Axes]]
     panels = list(grid.flat[: len(settings)])
     for number, (axes, setting) in enumerate(zip(panels, settings, strict=True)):
         if len(settings) > 1:
-            axes.set_title(short_name(setting, 78 // abreast), loc="left", fontsize=10)
+            axes.set_title(short_name(setting, _LETTERS // abreast), loc="left", fontsize=10)
         # The lowest panel of a column has the numbers, although an empty place may be below it.
         axes.tick_params(labelbottom=number + abreast >= len(settings), length=0, axis="x")
     return figure, panels
@@ -184,9 +187,15 @@ def _rows(axes: Axes, arms: Sequence[str], reference: str, theme: Theme) -> None
     axes.spines["left"].set_visible(False)
 
 
-def _colour(arm: str, reference: str) -> str:
+def _colour(arm: str, reference: str, theme: Theme) -> str:
     """Of a reference, a baseline, a strategy."""
-    return ORANGE if arm == reference else GREEN if arm in BASELINES else BLUE
+    if arm == reference:
+        return ORANGE
+    return GREEN if arm in BASELINES else _plain(theme)
+
+
+def _plain(theme: Theme) -> str:
+    return SKY if theme.name == "dark" else BLUE
 
 
 def draw_scores(statistics: Statistics, theme: Theme, metric: str = PRIMARY) -> Figure:
@@ -208,7 +217,7 @@ def draw_scores(statistics: Statistics, theme: Theme, metric: str = PRIMARY) -> 
             for row in scores[scores["setting"] == setting].to_dict("records")
         }
         for place, arm in enumerate(arms):
-            colour = _colour(arm, statistics.reference)
+            colour = _colour(arm, statistics.reference, theme)
             values = 100 * cells.loc[cells["arm"] == arm, metric].astype(float)
             axes.scatter(values, np.full(len(values), place), s=16, color=colour, alpha=0.55, lw=0)
             if arm not in own or not len(values.dropna()):
@@ -246,7 +255,7 @@ def draw_differences(statistics: Statistics, theme: Theme, metric: str = PRIMARY
     for axes, setting in zip(panels, settings, strict=True):
         axes.axvline(0, color=theme.ink, lw=1)
         for row in rows[rows["setting"] == setting].to_dict("records"):
-            place, colour = arms.index(row["arm"]), _colour(row["arm"], statistics.reference)
+            place, colour = arms.index(row["arm"]), _colour(row["arm"], statistics.reference, theme)
             mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
             axes.plot([low, high], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
             face = colour if row["sure"] else theme.paper
@@ -314,7 +323,7 @@ def draw_ranks(ranking: Ranking, theme: Theme) -> Figure:
         axes.text(tick, -0.14, str(tick), ha="center", va="bottom", color=theme.ink, fontsize=9)
     _width_bar(axes, ranking.critical_difference, num, theme)
     for number, (first, last) in enumerate(ranking.cliques):
-        ends = ranking.average[[first, last]].to_numpy(dtype=float) + (-0.04, 0.04)
+        ends = ranking.average[[first, last]].to_numpy(dtype=float) + (-0.006 * num, 0.006 * num)
         place = 0.14 + 0.16 * number
         axes.plot(ends, [place, place], color=GREY, lw=4, solid_capstyle="butt")
     for number, (name, mean) in enumerate(zip(names, ranks, strict=True)):
@@ -323,7 +332,7 @@ def draw_ranks(ranking: Ranking, theme: Theme) -> Figure:
         place = bars + step * (row + 1)
         end = 1 - 0.03 * num if on_left else num + 0.03 * num
         axes.plot([mean, mean, end], [0, place, place], color=theme.soft, lw=1)
-        axes.plot(mean, 0, "o", ms=4, color=BLUE)
+        axes.plot(mean, 0, "o", ms=4, color=_plain(theme))
         text = f"{short_name(name, 24)}  {mean:.2f}"
         side = "right" if on_left else "left"
         text = text if on_left else f"{mean:.2f}  {short_name(name, 24)}"
