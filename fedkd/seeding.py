@@ -55,3 +55,14 @@ def isolated(seed: int, purpose: str, *keys: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, purpose, *keys))
         yield
+
+
+@contextmanager
+def isolated_numpy(seed: int, purpose: str, *keys: int) -> Iterator[None]:
+    """The same for code that draws from NumPy's global generator, as Flower's noise does."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(_sequence(seed, purpose, keys).generate_state(8))  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

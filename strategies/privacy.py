@@ -5,8 +5,7 @@ floating-point ones together, BatchNorm statistics included; no integers), where
 from, and what is done to the noisy result.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,8 @@ class PrivateStrategy(Strategy):
             own = reply.content.array_records[wire.ARRAYS]
             reply.content[wire.ARRAYS] = _guarded({name: own[name].numpy() for name in before}, 1.0)
         self.wrapper.current_arrays = _guarded(before, 0.0)
-        with global_draws(self._seed, "privacy", server_round):
+        # Flower draws its noise from NumPy's global generator.
+        with seeding.isolated_numpy(self._seed, "privacy", server_round):
             noisy, metrics = self.wrapper.aggregate_train(server_round, shown)
         assert noisy is not None, "Flower refused replies that were checked"
         released = {name: _released(name, noisy[name], v.shape) for name, v in before.items()}
@@ -164,19 +164,3 @@ def _released(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     """The array as it may be seen: whatever is made of it now costs no privacy."""
     values = array.numpy().reshape(shape)
     return HeldArray(np.maximum(values, SMALLEST_VARIANCE) if name.endswith(VARIANCE) else values)
-
-
-@contextmanager
-def global_draws(seed: int, purpose: str, *keys: int) -> Iterator[None]:
-    """Run code that draws from NumPy's global generator, as Flower's noise does, on a derived one.
-
-    The global generator's state is put back afterwards, so nothing outside depends on it. See
-    :func:`fedkd.seeding.isolated`, which does this for torch.
-    """
-    before = np.random.get_state()  # noqa: NPY002
-    words = seeding.rng(seed, purpose, *keys).integers(0, 2**32, 8, np.uint32)
-    np.random.seed(words)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002

@@ -91,3 +91,15 @@ def test_numpy_streams_leave_the_global_generator_alone():
 def test_negative_coordinates_are_refused():
     with pytest.raises(ValueError, match="non-negative"):
         seeding.rng(0, "sample", -1)
+
+
+def test_isolated_numpy_draws_alike_and_puts_the_global_generator_back_even_after_an_error():
+    def draw(*keys):
+        with seeding.isolated_numpy(0, "noise", *keys):
+            return np.random.normal(size=3).tolist()  # noqa: NPY002
+
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    assert draw(1) == draw(1) != draw(2)
+    with pytest.raises(ZeroDivisionError), seeding.isolated_numpy(0, "noise"):
+        raise ZeroDivisionError
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
