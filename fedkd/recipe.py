@@ -234,7 +234,6 @@ class Recipe(Section):
             return self
         for key, value, allowed in (
             ("strategy.name", self.strategy.name, "fedavg"),
-            ("strategy.fraction_train", self.strategy.fraction_train, 1.0),
             ("prompts.shared", self.prompts.shared, "no"),
             ("privacy.name", self.privacy.name, "none"),
         ):

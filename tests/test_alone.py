@@ -108,7 +108,6 @@ def test_what_is_stored_of_no_global_student_says_so(make_recipe, hospitals, tmp
     ("changes", "key"),
     [
         ({"strategy": {"name": "mas"}}, "strategy.name is 'mas'"),
-        ({"strategy": {"fraction_train": 0.5}}, "strategy.fraction_train is 0.5"),
         ({"prompts": {"shared": "by_examples"}}, "prompts.shared is 'by_examples'"),
         ({"privacy": {"name": "fixed"}}, "privacy.name is 'fixed'"),
     ],
