@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from fedkd.data.images import LabelledImages
 from fedkd.errors import ConfigError
 from server.cli import main
-from server.external_images import in_classes_of, warn_of_overlap
+from server.external_images import in_classes_of, overlap
 
 SMALL = [
     "data.size=16", "data.num_train=40", "data.num_sites=2", "data.num_val_per_class=3",
@@ -134,6 +134,8 @@ def test_test_with_a_student_that_was_not_chosen_on_val_is_warned_of(path, capsy
     assert main(["evaluate", str(path), "--split", "test", "--student", "last"]) == 0
     warning = "the test split is looked at with another student than the one chosen on val"
     assert capsys.readouterr().err.count(warning) == 1
+    (note,) = evaluated(path / "evaluations" / "last-test")["notes"]
+    assert note.startswith(warning)
     assert main(["evaluate", str(path), "--split", "val", "--student", "last"]) == 0
     assert warning not in capsys.readouterr().err
 
@@ -225,21 +227,21 @@ def images(labels, names, ids=(), groups=(), size=4):
     )
 
 
-def test_classes_are_matched_by_name_and_unknown_ones_left_out_aloud(caplog):
+def test_classes_are_matched_by_name_and_unknown_ones_left_out_aloud():
     ours = images([0, 1, 2], ("mel", "nv", "df"))
     theirs = images([0, 1, 1, 2], ("NV", "SCC", "Mel"), ids=("a", "b", "c", "d"))
-    found = in_classes_of(ours, theirs, "that")
+    found, notes = in_classes_of(ours, theirs, "that")
     assert found.class_names == ("mel", "nv", "df")
     assert (found.labels.tolist(), found.ids) == ([1, 0], ("a", "d"))
-    assert [record.getMessage() for record in caplog.records] == [
+    assert notes == [
         "that: 2 of 4 images are left out, as the run does not know their classes (SCC 2)",
         "that has no image of df; no mean counts them",
     ]
 
 
-def test_letters_count_where_they_tell_classes_apart(caplog):
+def test_letters_count_where_they_tell_classes_apart():
     ours, theirs = images([0, 1], ("a", "A")), images([0, 1, 2], ("A", "a", "AA"))
-    assert in_classes_of(ours, theirs, "that").labels.tolist() == [1, 0]
+    assert in_classes_of(ours, theirs, "that")[0].labels.tolist() == [1, 0]
 
 
 def test_no_class_in_common_is_refused():
@@ -251,14 +253,12 @@ def test_no_class_in_common_is_refused():
     )
 
 
-def test_names_of_training_images_are_warned_of_but_row_numbers_are_none(caplog):
-    warn_of_overlap(images([0, 0], ("a",)), images([0, 0], ("a",)), "that")
-    assert caplog.records == []
+def test_names_of_training_images_are_warned_of_but_row_numbers_are_none():
+    assert overlap(images([0, 0], ("a",)), images([0, 0], ("a",)), "that") == []
     ours = images([0, 0], ("a",), ids=("x", "y"), groups=("p1", ""))
     theirs = images([0, 0], ("a",), ids=("z", "y"), groups=("p1", ""))
-    warn_of_overlap(ours, theirs, "that")
     end = "if they are the same, these scores are no external validation"
-    assert [record.getMessage() for record in caplog.records] == [
+    assert overlap(ours, theirs, "that") == [
         f"that: 1 images have the name of one that the run was trained on (y); {end}",
         f"that: 1 lesions or patients have the name of one that the run was trained on (p1); {end}",
     ]

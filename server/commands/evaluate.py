@@ -23,7 +23,7 @@ from fedkd.recipe import Recipe
 from server import terminal
 from server.commands.probe import probed_recipe
 from server.evaluation import predict_images, score_images
-from server.external_images import in_classes_of, warn_of_overlap
+from server.external_images import in_classes_of, overlap
 from server.opened_run import OpenedRun, open_run
 from server.progress import Bar
 from server.results import predictions_table
@@ -49,12 +49,14 @@ def evaluate(options: argparse.Namespace) -> None:
     other = _other_recipe(options, run.recipe)
     experiment = run.experiment()
     student = run.named_student(experiment, options.student)
+    images, notes = _images(experiment, other, split)
     if split == "test" and options.student != "best":
-        logger.warning(
+        notes.append(
             "the test split is looked at with another student than the one chosen on val; whoever "
             "chooses by it reports too much: choose by --split val"
         )
-    images = _images(experiment, other, split)
+    for note in notes:
+        logger.warning(note)
     sha = states.sha256(student.state_dict())
     inputs: dict[str, Any] = {
         "run": run.recipe.name,
@@ -83,7 +85,9 @@ def evaluate(options: argparse.Namespace) -> None:
     with files.replacing(folder / "predictions.csv") as part:
         predictions_table(images, probabilities).to_csv(part, index=False)
     with files.replacing(folder / "evaluation.json") as part:
-        text = json.dumps({**inputs, "scores": scores.to_dict()}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {**inputs, "notes": notes, "scores": scores.to_dict()}, indent=2, ensure_ascii=False
+        )
         part.write_text(text + "\n", encoding="utf-8")
     print(f"{folder / 'evaluation.json'}\n{folder / 'predictions.csv'}")
 
@@ -125,15 +129,16 @@ def _other_recipe(options: argparse.Namespace, recipe: Recipe) -> Recipe | None:
     return probed_recipe("default", options.data, overrides)
 
 
-def _images(experiment: Experiment, other: Recipe | None, split: str) -> LabelledImages:
+def _images(
+    experiment: Experiment, other: Recipe | None, split: str
+) -> tuple[LabelledImages, list[str]]:
     train = experiment.splits.train
     if other is None:
         own: LabelledImages = getattr(experiment.splits, split)
-        return own
+        return own, []
     what = f"the {split} split of {other.data.name}"
-    images = in_classes_of(train, getattr(open_splits(other), split), what)
-    warn_of_overlap(train, images, what)
-    return images
+    images, notes = in_classes_of(train, getattr(open_splits(other), split), what)
+    return images, notes + overlap(train, images, what)
 
 
 def _label(student: str, sha: str) -> str:
