@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkd.calibration import expected_calibration_error, reliability
@@ -57,6 +57,7 @@ def test_the_error_is_that_of_torchmetrics(seed, with_15, with_10):
     assert ece(*drawn(seed), 10) == pytest.approx(with_10, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), num=st.integers(1, 60), num_bins=st.integers(1, 20))
 def test_the_error_is_that_of_a_plain_loop(seed, num, num_bins):
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -148,6 +148,7 @@ def test_counts_of_ten_million_images_do_not_overflow():
     assert metrics.cohen_kappa(BY_HAND * 10**7) == pytest.approx(metrics.cohen_kappa(BY_HAND))
 
 
+@settings(deadline=None)
 @given(
     pairs=hnp.arrays(
         np.int64, st.tuples(st.integers(0, 40), st.just(2)), elements=st.integers(0, 4)
@@ -206,6 +207,7 @@ def test_one_hospital_has_no_spread():
     assert result.site_sd_balanced_accuracy == 0
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 1000), num_sites=st.integers(1, 5))
 def test_the_counts_of_hospitals_add_up_to_the_whole(seed, num_sites):
     labels, probabilities = random_problem(seed, num_classes=3, num=30)
