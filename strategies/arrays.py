@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 
 SERIALISATION = "numpy.ndarray"
 """Flower's name of the one way in which it serialises arrays."""
@@ -37,6 +37,18 @@ class HeldArray(Array):
     def numpy(self) -> npt.NDArray[Any]:
         """The array."""
         return cast(npt.NDArray[Any], self.__dict__["values"])
+
+
+class HeldRecord(ArrayRecord):
+    """Arrays that a strategy of Flower's may read without collecting garbage each time.
+
+    Flower's own record does, for each reply, when it is emptied while it is read: a good second in
+    a process with torch, and there is nothing to free here.
+    """
+
+    def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[npt.NDArray[Any]]:
+        """The arrays, in order; they stay, whatever is asked for."""
+        return [array.numpy() for array in self.values()]
 
 
 def view(array: Array) -> npt.NDArray[Any]:

@@ -34,7 +34,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
-from strategies.arrays import HeldArray, view
+from strategies.arrays import HeldArray, HeldRecord, view
 from strategies.privacy import with_privacy
 
 logger = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ class SeededStrategy(Strategy):
             # Flower weighs and averages metrics by one key; the metrics stay out of its sight.
             reply.content = RecordDict(
                 {
-                    wire.ARRAYS: ArrayRecord({n: update[n] for n in update if n in names}),
+                    wire.ARRAYS: HeldRecord({n: update[n] for n in update if n in names}),
                     wire.METRICS: MetricRecord({WEIGHT: weight, **self.shown(m)}),
                 }
             )
@@ -413,7 +413,7 @@ class _Replies(NamedTuple):
 
 
 def _only(arrays: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> ArrayRecord:
-    return ArrayRecord({n: HeldArray(values) for n, values in arrays.items() if n in names})
+    return HeldRecord({n: HeldArray(values) for n, values in arrays.items() if n in names})
 
 
 def _num_bytes(metrics: Metrics, update: ArrayRecord) -> int:

@@ -34,10 +34,12 @@ def update(
     steps=1,
     loss=1.0,
 ):
-    """Arrays and metrics; w and variance may be arrays, variance is w if not given."""
+    """Arrays and metrics; w and variance may be arrays, variance is the first w if not given."""
     arrays = {
         "w": np.broadcast_to(w, 3).astype(np.float32),
-        "running_var": np.broadcast_to(w if variance is None else variance, 2).astype(np.float64),
+        "running_var": np.broadcast_to(np.ravel(w)[0] if variance is None else variance, 2).astype(
+            np.float64
+        ),
         "num_batches_tracked": np.array(count, np.int64),
     }
     metrics = {
