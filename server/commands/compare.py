@@ -13,7 +13,7 @@ from fedkd.errors import ClientFailure, ConfigError
 from fedkd.recipe import Recipe
 from server import terminal
 from server.comparison.live import LiveTable, mean_and_sd
-from server.comparison.outcome import CELLS, Outcome, gather
+from server.comparison.outcome import CELLS, TABLE, Outcome, gather
 from server.comparison.plan import Plan, plan
 from server.comparison.runner import run_cells
 from server.tables import METRICS
@@ -32,13 +32,17 @@ def compare(options: argparse.Namespace) -> None:
     before = gather(recipe, planned, folder)
     console = terminal.stdout()
     print_plan(console, recipe, planned, before)
+    _make(folder / CELLS)
     live = LiveTable(terminal.stderr(), planned, before, recipe.compare.workers)
     try:
         with live:
             run_cells(planned.cells, folder / CELLS, recipe.compare.workers, live)
     except KeyboardInterrupt:
+        # What is there is balanced over seeds and may be looked at; `missing` says what is not.
+        gather(recipe, planned, folder).write(folder)
         print(
-            f"{live.num_done} of {len(planned.runs)} cells are done; the same command goes on",
+            f"{live.num_done} of {len(planned.runs)} cells are done and in {folder / TABLE}; the "
+            "same command goes on",
             file=sys.stderr,
         )
         raise
@@ -56,6 +60,15 @@ def compare(options: argparse.Namespace) -> None:
             f"{(outcome.cells['status'] != 'finished').sum()} of {len(outcome.cells)} cells failed "
             "and are missing above; the same command tries them again:\n" + "\n".join(lines)
         )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the folder {folder}: {error}; choose another output=<folder>"
+        ) from None
 
 
 def print_plan(console: Console, recipe: Recipe, planned: Plan, outcome: Outcome) -> None:

@@ -265,7 +265,7 @@ class _ToParent(logging.Handler):
             raise KeyboardInterrupt from None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.send("log", record.name, record.levelno, self.format(record).replace("%", "%%"))
+        self.send("log", record.name, record.levelno, self.format(record))
 
     def started(self, cell: Cell) -> None:
         self.send("started")
