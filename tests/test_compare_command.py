@@ -9,7 +9,7 @@ from fedkd import config
 from fedkd.errors import PartitionError
 from fedkd.recipe import Recipe
 from server import cli
-from server.comparison import live, runner
+from server.comparison import live, runner, training
 from server.comparison.live import LiveTable, mean_and_sd
 from server.comparison.outcome import gather
 from server.comparison.plan import plan
@@ -36,14 +36,14 @@ def start(tmp_path, capsys):
 def quick(monkeypatch):
     """Opening fails at once for the arms that are named; returns them."""
     failing = set()
-    real = runner.open_experiment
+    real = training.open_experiment
 
     def opened(recipe):
         if recipe.strategy.exchange in failing:
             raise PartitionError("too few images")
         return real(recipe)
 
-    monkeypatch.setattr(runner, "open_experiment", opened)
+    monkeypatch.setattr(training, "open_experiment", opened)
     return failing
 
 

@@ -8,7 +8,7 @@ import pytest
 from fedkd import config
 from fedkd.errors import ClientFailure, ConfigError
 from fedkd.recipe import Recipe
-from server.comparison import runner
+from server.comparison import runner, training, workers
 from server.comparison.outcome import CELLS, COLUMNS, Outcome, gather
 from server.comparison.plan import plan
 
@@ -59,9 +59,9 @@ class Interrupted(Quiet):
             raise KeyboardInterrupt
 
 
-def compare(given, folder, watch=None, workers=1):
+def compare(given, folder, watch=None, at_once=1):
     planned = plan(given)
-    runner.run_cells(planned.cells, folder / CELLS, workers, watch or Quiet())
+    runner.run_cells(planned.cells, folder / CELLS, at_once, watch or Quiet())
     return gather(given, planned, folder)
 
 
@@ -216,7 +216,7 @@ def test_no_comparison_and_a_damaged_one_are_told(tmp_path):
 
 def test_a_failing_cell_leaves_its_error_and_the_others_go_on(whole, tmp_path, monkeypatch):
     once = recipe(compare={**VALUES["compare"], "seeds": [0]})
-    real = runner.run
+    real = training.run
 
     def fail(experiment, **options):
         if experiment.recipe.strategy.name == "mas":
@@ -225,7 +225,7 @@ def test_a_failing_cell_leaves_its_error_and_the_others_go_on(whole, tmp_path, m
             raise ClientFailure("client north failed:\nTraceback\n  ...\nValueError: bad")
         return real(experiment, **options)
 
-    monkeypatch.setattr(runner, "run", fail)
+    monkeypatch.setattr(training, "run", fail)
     watch = Quiet()
     cells = compare(once, tmp_path, watch).cells
     assert list(cells["status"]) == ["finished", "failed", "failed", "finished"]
@@ -272,7 +272,7 @@ def test_workers_that_are_killed_and_interrupted_leave_no_process_and_the_same_t
     whole, tmp_path
 ):
     with pytest.raises(KeyboardInterrupt):
-        compare(recipe(), tmp_path, Unlucky(), workers=2)
+        compare(recipe(), tmp_path, Unlucky(), at_once=2)
     assert multiprocessing.active_children() == []
     given = recipe()
     cells = gather(given, plan(given), tmp_path).cells
@@ -289,4 +289,4 @@ def test_a_worker_stops_when_its_parent_has_gone():
     ours, theirs = multiprocessing.Pipe()
     ours.close()
     with pytest.raises(KeyboardInterrupt):
-        runner._ToParent(theirs).send("started")
+        workers._ToParent(theirs).send("started")

@@ -15,7 +15,8 @@ from fedkd import files
 from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
 from server.comparison.plan import Cell, Plan
-from server.comparison.runner import ERROR, finished_runs
+from server.comparison.runner import finished_runs
+from server.comparison.training import ERROR
 from server.results import VERSIONS
 
 CELLS = "cells"

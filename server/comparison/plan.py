@@ -7,28 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fedkd import config
-from fedkd.comparing import Choice
 from fedkd.errors import ConfigError
-from fedkd.recipe import ObjectiveConfig, Recipe
+from fedkd.recipe import Recipe
+from server.comparison.axes import Axis, applied, chosen, label_of, read_axes
 from server.results import Mode
 
 LOCAL, POOLED = "local", "pooled"
-DATA = ("data", "long_tail", "partition", "shortcut", "num_clients")
-"""Keys and sections that say which hospital has which images; axes in them make settings."""
-KEPT: dict[str, tuple[str, ...]] = {
-    "strategy": ("fraction_train", "exchange"),
-    "objective": tuple(ObjectiveConfig.model_fields),
-    "teacher": ("precision", "views", "reference", "reference_images"),
-    "partition": ("keep_groups", "min_examples"),
-}
-"""What of the recipe's section is kept where a choice has another name; other keys would be options
-of the old name."""
-NO_AXES = {
-    "seed": "give seeds in compare.seeds",
-    "strategy.name": "give strategies in compare.strategies",
-    "strategy": "give strategies in compare.strategies",
-    "compare": "a comparison does not vary itself",
-}
 _LONGEST_NAME = 120
 
 Key = tuple[str, Mode]
@@ -93,12 +77,6 @@ class Plan:
         return {cell.key: cell for cell in reversed(self.cells)}
 
 
-class _Axis(NamedTuple):
-    key: str
-    values: Sequence[Any]
-    labels: Sequence[str]
-
-
 class _Draft(NamedTuple):
     """A combination before it is a recipe: its parts' labels, by axis, and its values."""
 
@@ -119,8 +97,9 @@ def plan(recipe: Recipe) -> Plan:
     both, privacy is none, as nothing travels.
 
     A choice (a name or a table) is laid over the recipe's section; where it has another name, what
-    is left of the section is :data:`KEPT`. Cells compute with one thread unless the recipe says
-    otherwise: the number of threads can change the last bits, and workers share the processor.
+    is left of the section is :data:`server.comparison.axes.KEPT`. Cells compute with one thread
+    unless the recipe says otherwise: the number of threads can change the last bits, and workers
+    share the processor.
 
     Raises:
         ConfigError: One line for each thing that is wrong, with the cells that it concerns.
@@ -130,11 +109,11 @@ def plan(recipe: Recipe) -> Plan:
     base = recipe.model_dump(mode="json", exclude_none=True) | {"compare": {}}
     base["engine"].setdefault("num_threads", 1)
     strategies, reference = _strategies(recipe, base["strategy"])
-    data_axes, arm_axes = _axes(recipe, base)
+    data_axes, arm_axes = read_axes(recipe, base)
     drafts = []
     for setting in _combinations(base, data_axes):
         for strategy in zip(strategies.values, strategies.labels, strict=True):
-            start = _applied(setting.values, strategies.key, strategy[0])
+            start = applied(setting.values, strategies.key, strategy[0])
             drafts += [
                 _Draft(setting.arm, (strategy[1], *draft.arm), draft.values)
                 for draft in _combinations(start, arm_axes)
@@ -156,23 +135,23 @@ def _check_seeds(seeds: Sequence[int]) -> None:
         )
 
 
-def _strategies(recipe: Recipe, section: Mapping[str, Any]) -> tuple[_Axis, str]:
+def _strategies(recipe: Recipe, section: Mapping[str, Any]) -> tuple[Axis, str]:
     """The axis of strategies with what is always in, and the label of the reference."""
     choices = list(recipe.compare.strategies)
     reference = recipe.compare.reference
 
     def named(wanted: str) -> list[str]:
-        labels = [_label(choice, section) for choice in choices]
+        labels = [label_of(choice, section) for choice in choices]
         if wanted in labels:
             return [wanted]
         return [
             label
             for label, choice in zip(labels, choices, strict=True)
-            if _chosen(section, choice, "strategy")["name"] == wanted
+            if chosen(section, choice, "strategy")["name"] == wanted
         ]
 
-    plain = _chosen(section, "fedavg", "strategy")
-    if all(_chosen(section, choice, "strategy") != plain for choice in choices):
+    plain = chosen(section, "fedavg", "strategy")
+    if all(chosen(section, choice, "strategy") != plain for choice in choices):
         choices.insert(0, "fedavg")
     if not named(reference):
         choices.insert(0, reference)
@@ -181,71 +160,20 @@ def _strategies(recipe: Recipe, section: Mapping[str, Any]) -> tuple[_Axis, str]
             f"compare.reference is {reference!r}, of which compare.strategies has several; name "
             f"one of them as it is labelled: {' or '.join(map(repr, found))}"
         )
-    return _Axis("strategy", choices, [_label(choice, section) for choice in choices]), found[0]
+    return Axis("strategy", choices, [label_of(choice, section) for choice in choices]), found[0]
 
 
-def _axes(recipe: Recipe, base: Mapping[str, Any]) -> tuple[list[_Axis], list[_Axis]]:
-    """The axes that make settings, and those that make arms, strategies left out."""
-    compare = recipe.compare
-    axes = [
-        _Axis(section, choices, [_label(choice, base[section]) for choice in choices])
-        for section, choices in (
-            ("partition", compare.partitions),
-            ("objective", compare.objectives),
-            ("teacher", compare.teachers),
-        )
-        if choices
-    ]
-    if factors := compare.imbalance_factors:
-        labels = [f"imbalance {_text(factor)}" for factor in factors]
-        axes.append(_Axis("long_tail.imbalance_factor", factors, labels))
-    ends = [key.rpartition(".")[2] for key in compare.axes]
-    for key, values in compare.axes.items():
-        if not values:
-            raise ConfigError(f'compare.axes."{key}" is empty; give its values, or leave it out')
-        for refused in (key, key.partition(".")[0]):
-            if refused in NO_AXES and (refused == key or refused == "compare"):
-                raise ConfigError(f'compare.axes has "{key}"; {NO_AXES[refused]}')
-        end = key.rpartition(".")[2]
-        said = (end if ends.count(end) == 1 else key).replace("_", " ")
-        prefix = "" if end == "name" and ends.count(end) == 1 else f"{said} "
-        axes.append(_Axis(key, values, [prefix + _text(value) for value in values]))
-    data = [axis for axis in axes if axis.key.partition(".")[0] in DATA]
-    return data, [axis for axis in axes if axis not in data]
-
-
-def _combinations(values: dict[str, Any], axes: Sequence[_Axis]) -> list[_Draft]:
+def _combinations(values: dict[str, Any], axes: Sequence[Axis]) -> list[_Draft]:
     """Values with every combination of the axes; labels, as ``arm``, of the axes that vary."""
     drafts = []
     for numbers in itertools.product(*(range(len(axis.values)) for axis in axes)):
         changed = values
         chosen = list(zip(axes, numbers, strict=True))
         for axis, number in chosen:
-            changed = _applied(changed, axis.key, axis.values[number])
+            changed = applied(changed, axis.key, axis.values[number])
         labels = tuple(axis.labels[number] for axis, number in chosen if len(axis.values) > 1)
         drafts.append(_Draft((), labels, changed))
     return drafts
-
-
-def _applied(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    if key in KEPT:
-        return {**values, key: _chosen(values[key], value, key)}
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    changed = _copied(values)
-    config.merge(changed, value, Recipe)
-    return changed
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-
-
-def _chosen(old: Mapping[str, Any], choice: Choice, section: str) -> dict[str, Any]:
-    table = {"name": choice} if isinstance(choice, str) else choice
-    if table.get("name", old["name"]) != old["name"]:
-        old = {key: old[key] for key in KEPT[section] if key in old}
-    return {**old, **table}
 
 
 def _baseline(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -254,23 +182,6 @@ def _baseline(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     fraction = values["strategy"]["fraction_train"]
     alone = {"name": "fedavg", "fraction_train": fraction, "exchange": "nothing"}
     return {**values, "strategy": alone, "privacy": {}}
-
-
-def _label(choice: Choice, section: Mapping[str, Any]) -> str:
-    if isinstance(choice, str):
-        return choice
-    options = [f"{k.replace('_', ' ')} {_text(v)}" for k, v in choice.items() if k != "name"]
-    return str(choice.get("name", section["name"])) + (f" ({', '.join(options)})" * bool(options))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "/".join(map(_text, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key.replace('_', ' ')} {_text(v)}" for key, v in value.items())
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
