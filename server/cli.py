@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_spectrum(commands)
     _add_evaluate(commands)
     _add_prompts(commands)
+    _add_report(commands)
     _add_data(commands)
     _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
@@ -190,6 +191,23 @@ def _add_prompts(commands: Subparsers) -> None:
         help="which images and which prompts are drawn (default: the run's seed)",
     )
     prompts.add_argument("--output", help="folder for the files (default: RUN/prompts)")
+
+
+def _add_report(commands: Subparsers) -> None:
+    text = "write one page of a run, of several runs or of a comparison, and its numbers as files"
+    report = _add(commands, "report", text)
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, finished or not (several are set side by side), or the folder of "
+        "one comparison",
+    )
+    report.add_argument(
+        "--output",
+        help="folder for the page (default: the run's or the comparison's own; of several runs "
+        "`report` in the folder that holds them all)",
+    )
 
 
 def _positive(text: str) -> int:

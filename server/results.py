@@ -179,6 +179,7 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
         "clients": list(experiment.partition.client_names),
         "train_counts": dict(zip(train.class_names, counts.tolist(), strict=True)),
         "train_imbalance": realised_imbalance(counts),
+        "platform": platform.platform(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in VERSIONS},

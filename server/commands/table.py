@@ -24,12 +24,14 @@ from server.commands.evaluate import evaluate
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
 from server.commands.prompts import prompts
+from server.commands.report import report
 from server.commands.shortcut import shortcut
 from server.commands.spectrum import spectrum
 from server.commands.teachers import teachers
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
 from server.progress import TerminalProgress
+from server.reporting.report import write_report
 from server.results import partition_table
 from server.simulation import run as run_experiment
 from server.tables import print_catalog, print_divergence, print_partition, print_results
@@ -106,6 +108,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "spectrum": spectrum,
     "evaluate": evaluate,
     "prompts": prompts,
+    "report": report,
     "data": data,
     "teachers": teachers,
     "list": catalog,
@@ -128,6 +131,8 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
     print_results(terminal.stdout(), result.board)
     if "privacy" in result.summary:
         print(accounting.sentence(result.summary["privacy"]))
+    if result.path:
+        print(f"report {write_report(result.path)}")
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
     if experiment.scored_by_neighbours and result.path:
         print(f"distil from the teacher: fedkd run CONFIG {use_of(result.path / TEACHER)}")

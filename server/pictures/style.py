@@ -61,6 +61,7 @@ class Theme:
             "figure.facecolor": self.paper,
             "axes.facecolor": self.paper,
             "savefig.facecolor": self.paper,
+            "figure.constrained_layout.w_pad": 0.1,
             "svg.fonttype": "path",
             "svg.hashsalt": "fedkd",
         }
