@@ -142,7 +142,7 @@ def test_runs_are_grouped_by_the_keys_in_which_they_differ(runs, tmp_path):
     page = page_of(write_report(*runs, output=tmp_path))
     rows = cells(section(page, "Scores on test").find(".//table"))
     assert [row[:2] for row in rows[1:]] == [["fedavg", "2"], ["mas", "1"]]
-    assert "Fewer than 3 finished seeds: fedavg, mas" in words(page)
+    assert "Fewer than 3 finished seeds: fedavg; mas" in words(page)
     assert "do not have the same finished seeds" in words(page)
 
 

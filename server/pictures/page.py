@@ -44,6 +44,8 @@ figure { margin: 0; }
 .scroll { overflow-x: auto; }
 img { display: block; background: #fff; border-radius: 4px; height: auto; max-width: 100%;
       width: var(--natural); }
+picture img { background: none; }
+@media screen { td:not(.text) { white-space: nowrap; } }
 @media (max-width: 700px) { img { max-width: none; width: calc(0.75 * var(--natural)); } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); }

@@ -89,25 +89,20 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
         linewidth=0 if many else 1.0,
         rasterized=many,
     )
+    # What lies inside the axes need not be measured for the layout, which would take long.
     for row, column in np.argwhere(~np.isfinite(shown.values)):
-        axes.add_patch(
-            Rectangle(
-                (column, row),
-                1,
-                1,
-                facecolor=theme.paper,
-                edgecolor=theme.soft,
-                hatch="////",
-                lw=0,
-                alpha=0.45,
-            )
-        )
+        absent = Rectangle((column, row), 1, 1, facecolor=theme.paper, edgecolor=theme.soft)
+        absent.set(hatch="////", linewidth=0, alpha=0.45, in_layout=False)
+        axes.add_patch(absent)
     size = 8 if num_columns <= 14 else 6.5
     for row, texts in enumerate(shown.texts):
         for column, text in enumerate(texts):
             value = shown.values[row, column]
             ink = _ink_on(shades(norm(value))) if np.isfinite(value) else theme.soft
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", size=size, color=ink)
+            written = axes.text(
+                column + 0.5, row + 0.5, text, ha="center", va="center", size=size, color=ink
+            )
+            written.set_in_layout(False)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(num_rows) + 0.5, rows, size=8)
     if shown.texts:

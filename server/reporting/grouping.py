@@ -118,7 +118,7 @@ def _labels(recipes: list[dict[str, Any]], differing: list[str], name: str) -> l
             if key.endswith(".name") or key == "mode"
             else f"{key}={shown_value(flat[key])}"
             for key in differing
-            if key in flat and flat[key] is not None
+            if flat.get(key) is not None and flat[key] != "federated"
         ]
         text = ", ".join(parts) or name
         labels.append(text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…")

@@ -106,7 +106,7 @@ def _scores(groups: Sequence[Group]) -> Section:
         blocks.insert(
             0,
             Alarm(
-                f"Fewer than {ENOUGH_SEEDS} finished seeds: {', '.join(few)}. No difference to or "
+                f"Fewer than {ENOUGH_SEEDS} finished seeds: {'; '.join(few)}. No difference to or "
                 "from these can be judged; run more seeds (`fedkd compare` does, and tests)."
             ),
         )
