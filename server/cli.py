@@ -49,6 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_prompts(commands)
     _add_report(commands)
+    _add_predict(commands)
+    _add_export(commands)
     _add_data(commands)
     _add_teachers(commands)
     commands.add_parser("list", help="list data sets, students, teachers, strategies and the rest")
@@ -207,6 +209,43 @@ def _add_report(commands: Subparsers) -> None:
         "--output",
         help="folder for the page (default: the run's or the comparison's own; of several runs "
         "`report` in the folder that holds them all)",
+    )
+
+
+def _add_predict(commands: Subparsers) -> None:
+    text = "class probabilities of image files by the student of a run, as CSV"
+    predict = _add(commands, "predict", text)
+    predict.add_argument("run", metavar="RUN", help="a run directory; its images are not needed")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, and folders that hold some"
+    )
+    _add_student(predict)
+    predict.add_argument("--output", metavar="FILE", help="write the CSV there (default: stdout)")
+
+
+def _add_export(commands: Subparsers) -> None:
+    text = "write the student of a run as one file that needs no fedkd, with a model card"
+    export = _add(commands, "export", text)
+    export.add_argument("run", metavar="RUN", help="a run directory; its images are not needed")
+    export.add_argument(
+        "--format",
+        choices=("onnx", "torchscript", "safetensors"),
+        required=True,
+        help="of the file",
+    )
+    _add_student(export)
+    export.add_argument(
+        "--output", metavar="FILE", help="the file (default: in the folder export of RUN)"
+    )
+
+
+def _add_student(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--student",
+        default="best",
+        metavar="best | last | round:N | FILE",
+        help="the one chosen on val (default), the final one, one that keep_students_every kept, "
+        "or a file of weights",
     )
 
 

@@ -21,6 +21,8 @@ from server import terminal
 from server.commands.compare import compare
 from server.commands.data import data
 from server.commands.evaluate import evaluate
+from server.commands.export import export
+from server.commands.predict import predict
 from server.commands.pretrain import pretrain
 from server.commands.probe import probe
 from server.commands.prompts import prompts
@@ -109,6 +111,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": evaluate,
     "prompts": prompts,
     "report": report,
+    "predict": predict,
+    "export": export,
     "data": data,
     "teachers": teachers,
     "list": catalog,
