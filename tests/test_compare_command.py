@@ -59,13 +59,15 @@ def test_it_prints_the_plan_the_table_and_the_paths(start):
         "1 seed(s) show no uncertainty: the seed alone moves scores; 3 are needed at least",
     ]
     assert "tiny, test, mean ± sd" in out
-    assert lines[-2:] == [str(start.folder / f"comparison.{end}") for end in ("csv", "json")]
+    assert lines[-3:] == [
+        str(start.folder / name) for name in ("comparison.csv", "comparison.json", "report.html")
+    ]
     record = json.loads((start.folder / "comparison.json").read_text())
     assert record["cells"][0]["arm"] == "fedavg"
     assert f"│ fedavg │ 1 │             {record['cells'][0]['balanced_accuracy']:.3f} │" in out
     assert "cell 1 of 3 fedavg, seed 0: test bal. acc. " in err
     code, out, err = start()
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "statistics of 3 cells ...\n")
     assert out.startswith("tiny: 3 cells, 3 runs, 3 of them done already\n")
 
 
@@ -76,6 +78,7 @@ def test_a_failed_cell_is_told_with_exit_code_1(start, quick):
     assert "│ local  │ 0 of 1 │" in out
     assert err.endswith(
         "cell 2 of 3 local, seed 0: failed: too few images\n" + err.splitlines()[2] + "\n"
+        "statistics of 3 cells ...\n"
         "fedkd: 1 of 3 cells failed and are missing above; the same command tries them again:\n"
         "local, seed 0: too few images\n"
     )

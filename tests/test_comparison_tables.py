@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from server.comparison.statistics import analyse
-from server.comparison.tables import escape_latex, write_tables
+from server.comparison.tables import write_tables
+from server.latex import escape
 from tests.comparison_cells import cells_of, drawn, few
 
 NASTY = r"a_b & 50% #1 {x} ~^\ $ <3"
@@ -87,7 +88,7 @@ def test_latex_has_every_arm_and_marks_only_what_is_separable(tmp_path):
         ["good", "3", r"\textbf{60.1 $\pm$ 1.9}"],
         ["bad", "3", r"40.1 $\pm$ 1.9$^\dagger$"],
         ["wild", "3", r"63.3 $\pm$ 37.9"],  # the highest mean, and not bold
-        [escape_latex(NASTY), "0", "--"],
+        [escape(NASTY), "0", "--"],
     ]
 
 
@@ -106,4 +107,4 @@ def test_latex_has_a_heading_per_setting(tmp_path):
     [("a_b", r"a\_b"), ("\\", r"\textbackslash{}"), ("5%&{", r"5\%\&\{"), ("ü", "ü")],
 )
 def test_latex_is_escaped(text, found):
-    assert escape_latex(text) == found
+    assert escape(text) == found

@@ -14,9 +14,9 @@ import pytest
 from fedkd.errors import ConfigError
 from server import simulate, write_report
 from server.cli import main
+from server.latex import to_latex
 from server.pictures import page as pages
 from server.reporting.grouping import group_runs
-from server.reporting.latex import to_latex
 from server.reporting.numbers import METRICS
 from server.reporting.protocol import changed_keys
 from server.reporting.record import read_record
@@ -252,16 +252,28 @@ def test_a_comparison_shows_its_arms_and_its_failed_cells(runs, tmp_path):
             "status": "finished",
             "error": "",
             "run": str(run),
+            "balanced_accuracy": read_record(run).summary["test"]["balanced_accuracy"],
         }
         for arm, seed, run in zip(("fedavg", "fedavg", "mas"), (0, 1, 0), runs, strict=True)
     ]
     failed = {**cells_of[2], "seed": 1, "status": "failed", "error": "out of memory", "run": ""}
-    record = {"reference": "fedavg", "cells": [*cells_of, failed]}
+    record = {
+        "name": "three",
+        "reference": "fedavg",
+        "cells": [*cells_of, failed],
+        "notes": ["NOT PAIRED: the dice"],
+        "recipe": {"compare": {"test": "t"}},
+        "versions": {},
+        "metrics": ["balanced_accuracy"],
+    }
     (tmp_path / "comparison.json").write_text(json.dumps(record))
     page = page_of(write_report(tmp_path))
-    assert words(section(page, "Cells without scores").find("p")) == (
-        "mas, seed 1: failed. out of memory"
-    )
+    alarms = section(page, "Cells without scores, or not paired").findall("p")
+    assert [words(one) for one in alarms] == [
+        "NOT PAIRED: the dice", "mas, seed 1: failed. out of memory",
+    ]  # fmt: skip
+    assert section(page, "What the comparison shows") is not None
+    assert (tmp_path / "report" / "differences.csv").is_file()
     rows = cells(section(page, "Scores on test").find(".//table"))
     assert [row[:2] for row in rows[1:]] == [["fedavg", "2"], ["mas", "1"]]
     with pytest.raises(ConfigError, match="is a comparison; a report shows one comparison alone"):

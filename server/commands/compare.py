@@ -16,6 +16,7 @@ from server.comparison.live import LiveTable, mean_and_sd
 from server.comparison.outcome import CELLS, TABLE, Outcome, gather
 from server.comparison.plan import Plan, plan
 from server.comparison.runner import run_cells
+from server.reporting.report import write_report
 from server.tables import METRICS
 
 SHOWN = ("balanced_accuracy", "mcc", "macro_f1", "macro_auroc", "recall_tail")
@@ -50,9 +51,7 @@ def compare(options: argparse.Namespace) -> None:
     _refuse_if_all_failed(outcome)
     paths = outcome.write(folder)
     print_outcome(console, outcome)
-    # Statistics (server.comparison.statistics) and the report (server.reporting) come in here.
-    for path in paths:
-        print(path)
+    print(*paths, write_report(folder), sep="\n")
     failed = outcome.cells[outcome.cells["status"] != "finished"].drop_duplicates("error")
     if len(failed):
         lines = [f"{row.arm}, seed {row.seed}: {row.error}" for row in failed.itertuples()]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from server.comparison.measures import MEASURES, PRIMARY
 from server.comparison.paired import LEVEL, TEST_NAMES
 from server.comparison.sentences import LEAST_SEEDS, label, points, separable
 from server.comparison.statistics import Statistics
+from server.latex import escape
 
 LATEX_COLUMNS = {
     PRIMARY: "BA",
@@ -24,16 +24,7 @@ LATEX_COLUMNS = {
     "worst_site_balanced_accuracy": "Worst hosp.",
 }
 """Measures of scores.tex and their headings."""
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
 _NBSP = "\N{NO-BREAK SPACE}"
-_SPECIAL = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 def write_tables(statistics: Statistics, folder: Path) -> dict[str, Path]:
@@ -107,11 +98,6 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def escape_latex(text: str) -> str:
-    """The text as LaTeX prints it."""
-    return _SPECIAL.sub(lambda found: _LATEX[found[0]], text)
-
-
 def latex_scores(statistics: Statistics) -> str:
     r"""A table of scores, mean ± sd over seeds in points, for \usepackage{booktabs}.
 
@@ -133,7 +119,7 @@ def latex_scores(statistics: Statistics) -> str:
     for setting in settings:
         lines.append("\\midrule")
         if len(settings) > 1:
-            title = escape_latex(setting)
+            title = escape(setting)
             lines.append(f"\\multicolumn{{{len(metrics) + 2}}}{{l}}{{\\emph{{{title}}}}} \\\\")
         lines += _latex_rows(statistics, setting, metrics)
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
@@ -143,7 +129,7 @@ def _latex_rows(statistics: Statistics, setting: str, metrics: Sequence[str]) ->
     scores = statistics.scores[statistics.scores["setting"] == setting]
     for arm, rows in scores.groupby("arm", sort=False):
         of_metric = rows.set_index("metric").to_dict("index")
-        texts = [escape_latex(label(str(arm), statistics.reference))]
+        texts = [escape(label(str(arm), statistics.reference))]
         texts.append(str(of_metric[metrics[0]]["n"]) if metrics else "0")
         for metric in metrics:
             mean, sd = float(of_metric[metric]["mean"]), float(of_metric[metric]["sd"])

@@ -1,13 +1,17 @@
-"""The runs of one comparison, as its folder names them, and its statistics for the page."""
+"""A comparison's folder, as its report reads it: the outcome and its statistics."""
 
-import json
+import logging
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from fedkd.errors import ConfigError
-from server.pictures.page import Alarm, Section
+import pandas as pd
 
-RECORD = "comparison.json"
+from server.comparison.image_bootstrap import stored_predictions
+from server.comparison.outcome import RECORD, Outcome
+from server.comparison.statistics import Statistics, analyse
+from server.pictures.page import Alarm
+
+logger = logging.getLogger(__name__)
 
 
 def is_comparison(folder: Path) -> bool:
@@ -15,37 +19,35 @@ def is_comparison(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def read_cells(folder: Path) -> list[dict[str, Any]]:
-    """The cells of a comparison: setting, arm, seed, status, error, run, scores.
+def statistics_of(outcome: Outcome, folder: Path) -> Statistics:
+    """What the finished cells show; intervals over test images are by their stored predictions."""
+    logger.info("statistics of %d cells ...", len(outcome.cells))
 
-    Raises:
-        ConfigError: The record is damaged.
-    """
-    try:
-        cells = json.loads((folder / RECORD).read_text(encoding="utf-8"))["cells"]
-        return [{**cell, "label": _label(cell)} for cell in cells]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read {folder / RECORD}: {type(error).__name__}: {error}; `fedkd compare` "
-            "writes it anew, finished cells are kept"
-        ) from None
+    def tail(run: str) -> Collection[str]:
+        classes = pd.read_csv(folder / run / "per_class.csv", dtype={"class": str})
+        return list(classes.loc[classes["group"] == "tail", "class"])
 
-
-def _label(cell: dict[str, Any]) -> str:
-    return ", ".join(str(cell[key]) for key in ("setting", "arm") if cell[key])
+    return analyse(
+        outcome.cells,
+        outcome.reference,
+        outcome.recipe["compare"]["test"],
+        predictions=stored_predictions(folder),
+        tail=tail,
+    )
 
 
-def failures(cells: list[dict[str, Any]]) -> list[Alarm]:
+def failures(cells: pd.DataFrame) -> list[Alarm]:
     """An alarm for each cell that has no scores."""
+    lost = cells[cells["status"] != "finished"]
     return [
         Alarm(
-            f"{cell['label']}, seed {cell['seed']}: {cell['status']}. {cell['error'] or ''}".strip()
+            f"{label(one['setting'], one['arm'])}, seed {one['seed']}: {one['status']}. "
+            f"{one['error']}".strip()
         )
-        for cell in cells
-        if cell["status"] != "finished"
+        for one in lost.to_dict("records")
     ]
 
 
-def statistics_sections(folder: Path) -> list[Section]:
-    """Sections of the comparison's statistics; the one place where they come in."""
-    return []
+def label(setting: str, arm: str) -> str:
+    """Name of an arm in its setting."""
+    return ", ".join(filter(None, [setting, arm]))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import pandas as pd
 
 from fedkd import files
 from fedkd.errors import ConfigError
-from server.pictures.page import Section, write_page
+from server.comparison.outcome import RECORD, Outcome
+from server.comparison.tables import write_tables
+from server.latex import to_latex
+from server.pictures.comparison import sections as statistics_sections
+from server.pictures.page import Alarm, Section, write_page
 from server.reporting import comparison, result_sections, run_sections
 from server.reporting.grouping import Group, group_runs
-from server.reporting.latex import to_latex
 from server.reporting.numbers import METRICS, scalars, scores_table, spread
 from server.reporting.record import Record, read_record
 from server.reporting.several import scores_by_recipe, several_sections
@@ -52,7 +55,9 @@ def write_report(path: Path | str, *more: Path | str, output: Path | str | None 
     folder = Path(output) if output else paths[0] if len(paths) == 1 else _common(paths)
     records = [read_record(one) for one in dict.fromkeys(one.resolve() for one in paths)]
     groups, differing = group_runs(records)
-    return _write(folder, groups, differing, _title(groups), [])
+    return _write(
+        folder, groups, differing, _title(groups), [], lambda into: _write_numbers(into, groups)
+    )
 
 
 def _common(paths: Sequence[Path]) -> Path:
@@ -71,28 +76,28 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 def _write_comparison(folder: Path, output: Path) -> Path:
-    cells = comparison.read_cells(folder)
+    outcome = Outcome.load(folder)
     by_label: dict[str, list[Record]] = {}
-    for cell in cells:
+    for cell in outcome.cells.to_dict("records"):
         if cell["run"]:
-            by_label.setdefault(cell["label"], []).append(read_record(folder / cell["run"]))
+            name = comparison.label(cell["setting"], cell["arm"])
+            by_label.setdefault(name, []).append(read_record(folder / cell["run"]))
     if not by_label:
         raise ConfigError(
-            f"{folder / comparison.RECORD} names no run yet; run `fedkd compare` until cells finish"
+            f"{folder / RECORD} names no run yet; run `fedkd compare` until cells finish"
         )
     groups = [
         Group(label, tuple(sorted(runs, key=lambda run: run.seed)))
         for label, runs in by_label.items()
     ]
     _, differing = group_runs([run for group in groups for run in group.records])
-    first = [
-        Section("Cells without scores", alarms)
-        for alarms in [tuple(comparison.failures(cells))]
-        if alarms
-    ]
-    title = f"Comparison {folder.resolve().name}: {len(groups)} arms"
+    statistics = comparison.statistics_of(outcome, folder)
+    alarms = [*map(Alarm, outcome.notes), *comparison.failures(outcome.cells)]
+    first = [Section("Cells without scores, or not paired", alarms)] if alarms else []
+    first += statistics_sections(statistics)
+    title = f"Comparison {outcome.name}"
     return _write(
-        output, groups, differing, title, [*first, *comparison.statistics_sections(folder)]
+        output, groups, differing, title, first, lambda into: list(write_tables(statistics, into))
     )
 
 
@@ -102,11 +107,12 @@ def _write(
     differing: pd.DataFrame,
     title: str,
     first: Sequence[Section],
+    write_numbers: Callable[[Path], list[str]],
 ) -> Path:
     numbers = folder / NUMBERS
     try:
         numbers.mkdir(parents=True, exist_ok=True)
-        written = _write_numbers(numbers, groups)
+        written = write_numbers(numbers)
         page = folder / PAGE
         sections = [*first, *_sections(groups, differing)]
         sections.append(
