@@ -20,8 +20,8 @@ WILD = (0.05, -0.04, 0.03, -0.05, 0.02)
 BASELINES = {"local": shifted(-0.2, NOISE), "pooled": shifted(0.1, NOISE[::-1])}
 
 
-def said(scores, **options):
-    return analyse(cells_of(scores), "fedavg", **options)
+def said(scores, reference="fedavg", **options):
+    return analyse(cells_of(scores), reference, **options)
 
 
 def test_nothing_separable_is_said_with_the_smallest_p():
@@ -156,3 +156,19 @@ def test_numbers_are_printed_as_they_are_meant():
         "<0.001", "0.012", "0.21", "1.00",
     ]  # fmt: skip
     assert p_text(float("nan")) == "-"
+
+
+def test_a_baseline_is_one_beside_other_axes_too():
+    names = ("fedavg", "mas", "krum", "local", "pooled")
+    levels = (BASE, shifted(0.01, WILD), shifted(0.02, WILD), shifted(-0.2, NOISE), BASE)
+    scores = {
+        f"{name} · {objective}": values
+        for name, values in zip(names, levels, strict=True)
+        for objective in ("supervised", "ekd")
+    }
+    found = said(scores, reference="fedavg · supervised")
+    kinds = found.differences.set_index("arm")["kind"]
+    assert kinds["local · ekd"] == kinds["pooled · supervised"] == "baseline"
+    assert kinds["mas · ekd"] == "strategy"
+    assert not any("local" in arm for arm in found.ranks["balanced_accuracy"].average.index)
+    assert not [text for text in found.alarms if "Not in this comparison" in text]

@@ -1,9 +1,17 @@
 """What a comparison's scores are called, and which way each of them is better."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 BASELINES = ("local", "pooled")
 """Arms that are no strategies: each hospital alone, and all images in one place."""
+JOINT = " · "
+"""Joins the parts of an arm's name; the first is its strategy or baseline."""
+
+
+def is_baseline(arm: str, names: Collection[str] = BASELINES) -> bool:
+    """Whether an arm is one of the baselines, with whatever else varies."""
+    return arm.partition(JOINT)[0] in names
 
 
 @dataclass(frozen=True)

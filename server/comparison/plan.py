@@ -10,9 +10,10 @@ from fedkd import config
 from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
 from server.comparison.axes import Axis, applied, chosen, label_of, read_axes
+from server.comparison.measures import BASELINES, JOINT
 from server.results import Mode
 
-LOCAL, POOLED = "local", "pooled"
+LOCAL, POOLED = BASELINES
 _LONGEST_NAME = 120
 
 Key = tuple[str, Mode]
@@ -190,7 +191,7 @@ def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
     wrong: dict[str, list[str]] = {}
     for draft in drafts:
         setting = ", ".join(draft.setting)
-        arm = " · ".join(draft.arm)
+        arm = JOINT.join(draft.arm)
         label = f"{setting + ', ' if setting else ''}{arm}"
         try:
             recipe = config.build(Recipe, {**draft.values, "seed": seed}, where="[compare]")
@@ -209,7 +210,7 @@ def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
         elif draft.baseline and draft.baseline == same[1].baseline:
             # What differs between them means nothing to this baseline.
             common = tuple(part for part in same[1].arm if part in draft.arm)
-            merged = replace(same[0], arm=" · ".join(common))
+            merged = replace(same[0], arm=JOINT.join(common))
             cells[setting, cell.key] = merged, draft._replace(arm=common)
         else:
             wrong.setdefault("is the same recipe as another; name each once", []).append(label)
@@ -250,4 +251,4 @@ def _slug(text: str) -> str:
 
 def _reference_arm(strategy: str, cells: Sequence[Cell]) -> str:
     """The first arm of the reference strategy; with other axes, that of their first values."""
-    return next(c.arm for c in cells if c.arm == strategy or c.arm.startswith(f"{strategy} · "))
+    return next(c.arm for c in cells if c.arm == strategy or c.arm.startswith(f"{strategy}{JOINT}"))

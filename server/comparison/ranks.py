@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from server.comparison.measures import BASELINES, MEASURES
+from server.comparison.measures import MEASURES, is_baseline
 from server.comparison.paired import LEVEL
 
 LEAST_BLOCKS, LEAST_ARMS = 5, 3
@@ -88,7 +88,7 @@ def rank(cells: pd.DataFrame, metric: str) -> Ranking:
         cells: Of an outcome.
         metric: One of ``MEASURES``.
     """
-    strategies = cells[~cells["arm"].isin(BASELINES)]
+    strategies = cells[~cells["arm"].map(is_baseline)]
     arms = list(dict.fromkeys(strategies["arm"]))
     finished = strategies[strategies["status"] == "finished"].dropna(subset=[metric])
     table = finished.pivot(index=["setting", "seed"], columns="arm", values=metric)

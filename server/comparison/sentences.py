@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from server.comparison.measures import BASELINES, MEASURES, PRIMARY, SPOKEN
+from server.comparison.measures import BASELINES, MEASURES, PRIMARY, SPOKEN, is_baseline
 from server.comparison.paired import LEVEL, NO_SPREAD, TEST_NAMES, Test, least_wilcoxon_p
 from server.comparison.ranks import NOT_INDEPENDENT, Ranking
 
@@ -41,7 +41,7 @@ def separable(differences: pd.DataFrame) -> pd.Series:
 
 def label(arm: str, reference: str) -> str:
     """An arm's name, with what it is if it is no strategy among others."""
-    if arm in BASELINES:
+    if is_baseline(arm):
         return f"{arm} (baseline)"
     return f"{arm} (reference)" if arm == reference else arm
 
@@ -138,12 +138,12 @@ def _ordering(scores: pd.DataFrame, setting: str) -> Iterator[str]:
     """Pooled, local and the best strategy by their means."""
     rows = scores[(scores["setting"] == setting) & (scores["metric"] == PRIMARY)]
     rows = rows.dropna(subset=["mean"])
-    strategies = rows[~rows["arm"].isin(BASELINES)]
-    baselines = rows[rows["arm"].isin(BASELINES)]
+    of_baselines = rows["arm"].map(is_baseline).astype(bool)
+    strategies, baselines = rows[~of_baselines], rows[of_baselines]
     if strategies.empty or baselines.empty:
         return
     best = str(strategies.sort_values("mean", ascending=False, kind="stable")["arm"].iloc[0])
-    shown = rows[rows["arm"].isin((*BASELINES, best))]
+    shown = rows[of_baselines | (rows["arm"] == best)]
     shown = shown.sort_values("mean", ascending=False, kind="stable")
     parts = []
     for _, row in shown.iterrows():
@@ -255,7 +255,7 @@ def alarms_of(
                 f'{_pairs_needed(family)} pairs could, or compare.test = "t".'
             )
     found += _lacking(cells)
-    absent = [name for name in BASELINES if name not in set(cells["arm"])]
+    absent = [one for one in BASELINES if not any(is_baseline(arm, (one,)) for arm in cells["arm"])]
     if absent:
         found.append(
             f"Not in this comparison: {', '.join(absent)}. Without both baselines nobody can tell "

@@ -29,7 +29,7 @@ from server.comparison.image_bootstrap import (
     resampled_scores,
     two_level,
 )
-from server.comparison.measures import BASELINES, MEASURES
+from server.comparison.measures import MEASURES, is_baseline
 from server.comparison.paired import (
     LEVEL,
     TEST_NAMES,
@@ -290,7 +290,7 @@ def _differences(
                 {
                     "setting": setting,
                     "arm": arm,
-                    "kind": "baseline" if arm in BASELINES else "strategy",
+                    "kind": "baseline" if is_baseline(arm) else "strategy",
                     "metric": metric,
                     "lacking": int(planned[setting, arm]) - len(values),
                     **_summary(values),

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from server.comparison.measures import BASELINES, MEASURES, PRIMARY
+from server.comparison.measures import MEASURES, PRIMARY, is_baseline
 from server.comparison.paired import LEVEL, TEST_NAMES
 from server.comparison.ranks import NOT_INDEPENDENT, Ranking
 from server.comparison.sentences import label, p_text, points, separable
@@ -191,7 +191,7 @@ def _colour(arm: str, reference: str, theme: Theme) -> str:
     """Of a reference, a baseline, a strategy."""
     if arm == reference:
         return ORANGE
-    return GREEN if arm in BASELINES else _plain(theme)
+    return GREEN if is_baseline(arm) else _plain(theme)
 
 
 def _plain(theme: Theme) -> str:
