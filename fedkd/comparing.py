@@ -20,10 +20,11 @@ class CompareConfig(Section):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the recipe, each once; 3 at least show an uncertainty."""
-    strategies: tuple[Choice, ...] = ("fedavg",)
-    """Names, or tables such as { name = "fedtrimmedavg", trim = 0.25 }."""
+    strategies: tuple[Choice, ...] = ()
+    """Names, or tables such as { name = "fedtrimmedavg", trim = 0.25 }. Empty, here and below,
+    means that of the recipe alone; fedavg is in as well."""
     objectives: tuple[Choice, ...] = ()
-    """The same for section objective; empty, here and below, means that of the recipe alone."""
+    """The same for section objective."""
     teachers: tuple[Choice, ...] = ()
     """The same for section teacher."""
     partitions: tuple[Choice, ...] = ()

@@ -29,6 +29,13 @@ def test_fedavg_local_and_pooled_are_always_in_once():
     assert arms({"strategies": ["mas"], "baselines": ["local"]}) == ["fedavg", "mas", "local"]
 
 
+def test_without_strategies_that_of_the_recipe_is_compared():
+    own = {"strategy": {"name": "fedtrimmedavg", "trim": 0.1}}
+    found = plan(make({}, **own))
+    assert found.arms == ("fedavg", "fedtrimmedavg", "local", "pooled")
+    assert found.cells[1].recipe.strategy.trim == 0.1
+
+
 def test_a_variant_of_fedavg_does_not_stand_for_fedavg():
     found = arms({"strategies": [{"name": "fedavg", "exchange": "backbone"}]})
     assert found == ["fedavg", "fedavg (exchange backbone)", "local", "pooled"]
@@ -53,6 +60,13 @@ def test_a_reference_with_two_meanings_is_refused_unless_it_is_a_label():
     )
     label = "fedtrimmedavg (trim 0.25)"
     assert plan(make({"reference": label, "strategies": strategies})).reference == label
+
+
+def test_a_reference_that_is_no_strategy_is_refused():
+    assert refused({"reference": "fedag", "strategies": ["mas"]}) == (
+        "compare.reference is 'fedag'; it must be a strategy, or one of compare.strategies as it "
+        "is labelled: 'fedavg', 'mas'"
+    )
 
 
 def test_the_reference_arm_is_that_of_the_first_values_of_other_axes():
@@ -249,6 +263,15 @@ def test_a_baseline_that_cannot_be_says_how_to_leave_it_out():
 def test_the_same_strategy_twice_is_refused():
     text = refused({"strategies": ["mas", {"name": "mas"}]})
     assert text == "cell mas: is the same recipe as another; name each once"
+
+
+def test_the_same_setting_under_two_names_is_refused():
+    partitions = [{"name": "dirichlet", "alpha": alpha} for alpha in (0.1, 10.0)]
+    text = refused({"partitions": partitions, "axes": {"partition.alpha": [1.0]}}, num_clients=2)
+    assert text == (
+        "cell dirichlet (alpha 10), fedavg (and 1 more): is the same recipe as in dirichlet (alpha "
+        "0.1); name each setting once"
+    )
 
 
 def test_an_axis_that_changes_no_number_is_refused():

@@ -239,8 +239,10 @@ def test_a_failing_cell_leaves_its_error_and_the_others_go_on(whole, tmp_path, m
     assert ended[1][:3] == ("ended", "mas, seed 0", "RuntimeError: no luck")
     assert math.isnan(ended[1][3])
     assert math.isnan(cells["mcc"][1])
-    written = (tmp_path / CELLS / "mas-seed0" / "error.txt").read_text()
-    assert 'raise RuntimeError("no\\nluck")' in written
+    (written,) = (tmp_path / CELLS / "mas-seed0").glob("error-*.txt")
+    assert 'raise RuntimeError("no\\nluck")' in written.read_text()
+    other = once.model_copy(update={"num_rounds": 9})
+    assert set(gather(other, plan(other), tmp_path).cells["status"]) == {"missing"}
     monkeypatch.undo()
     again = Quiet()
     mended = compare(once, tmp_path, again)

@@ -114,12 +114,13 @@ class LiveTable:
         for key, cell in self._plan.runs.items():
             if key in self._seconds:
                 by_arm.setdefault(cell.arm, []).append(self._seconds[key])
+        running = dict(self._running)
         mean, now = statistics.fmean(self._seconds.values()), time.monotonic()
         left = 0.0
         for key, cell in self._plan.runs.items():
             if key not in self._scores and key not in self._failed:
                 expected = statistics.fmean(by_arm.get(cell.arm, [mean]))
-                spent = now - self._running[key][1] if key in self._running else 0.0
+                spent = now - running[key][1] if key in running else 0.0
                 left += max(0.0, expected - spent)
         return left / self._workers
 
@@ -140,11 +141,12 @@ class LiveTable:
 
     def _row(self, cells: Sequence[Cell]) -> list[str]:
         keys = [cell.key for cell in cells]
+        running = dict(self._running)  # drawn by a thread while cells come and go
         scores = [self._scores[key] for key in keys if key in self._scores]
         now = [
-            f"seed {cell.seed} round {self._running[key][2]}/{cell.recipe.num_rounds}"
+            f"seed {cell.seed} round {running[key][2]}/{cell.recipe.num_rounds}"
             for cell, key in zip(cells, keys, strict=True)
-            if key in self._running
+            if key in running
         ]
         if failed := sum(key in self._failed for key in keys):
             now.append(f"[red]{failed} failed[/red]")

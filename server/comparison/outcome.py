@@ -16,7 +16,7 @@ from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
 from server.comparison.plan import Cell, Plan
 from server.comparison.runner import finished_runs
-from server.comparison.training import ERROR
+from server.comparison.training import error_file
 from server.results import VERSIONS
 
 CELLS = "cells"
@@ -145,7 +145,7 @@ def gather(recipe: Recipe, plan: Plan, folder: Path) -> Outcome:
             place = path.relative_to(folder).as_posix()
             row |= {"status": "finished", "error": "", "run": place, **_numbers(path, summary)}
         else:
-            error = _error(folder / CELLS / cell.recipe.name / ERROR)
+            error = _error(error_file(cell, folder / CELLS))
             row |= {"status": "failed" if error else "missing", "error": error, "run": ""}
         rows.append(row)
     versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}

@@ -1,12 +1,15 @@
 """The cells of a comparison: every combination of its axes and seeds, as recipes."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedkd import config
+from fedkd.aggregation import StrategyName
+from fedkd.comparing import Choice
 from fedkd.errors import ConfigError
 from fedkd.recipe import Recipe
 from server.comparison.axes import Axis, applied, chosen, label_of, read_axes
@@ -38,7 +41,7 @@ class Cell:
     recipe: Recipe
     mode: Mode
 
-    @property
+    @functools.cached_property
     def key(self) -> Key:
         """Cells of one key are one run."""
         return self.recipe.hash(), self.mode
@@ -138,16 +141,18 @@ def _check_seeds(seeds: Sequence[int]) -> None:
 
 def _strategies(recipe: Recipe, section: Mapping[str, Any]) -> tuple[Axis, str]:
     """The axis of strategies with what is always in, and the label of the reference."""
-    choices = list(recipe.compare.strategies)
+    choices: list[Choice] = list(recipe.compare.strategies) or [recipe.strategy.name]
     reference = recipe.compare.reference
 
+    def labels(choices: Sequence[Choice]) -> list[str]:
+        return [label_of(choice, section) for choice in choices]
+
     def named(wanted: str) -> list[str]:
-        labels = [label_of(choice, section) for choice in choices]
-        if wanted in labels:
+        if wanted in labels(choices):
             return [wanted]
         return [
             label
-            for label, choice in zip(labels, choices, strict=True)
+            for label, choice in zip(labels(choices), choices, strict=True)
             if chosen(section, choice, "strategy")["name"] == wanted
         ]
 
@@ -155,13 +160,18 @@ def _strategies(recipe: Recipe, section: Mapping[str, Any]) -> tuple[Axis, str]:
     if all(chosen(section, choice, "strategy") != plain for choice in choices):
         choices.insert(0, "fedavg")
     if not named(reference):
+        if reference not in get_args(StrategyName):
+            raise ConfigError(
+                f"compare.reference is {reference!r}; it must be a strategy, or one of "
+                f"compare.strategies as it is labelled: {', '.join(map(repr, labels(choices)))}"
+            )
         choices.insert(0, reference)
     if len(found := named(reference)) > 1:
         raise ConfigError(
             f"compare.reference is {reference!r}, of which compare.strategies has several; name "
             f"one of them as it is labelled: {' or '.join(map(repr, found))}"
         )
-    return Axis("strategy", choices, [label_of(choice, section) for choice in choices]), found[0]
+    return Axis("strategy", choices, labels(choices)), found[0]
 
 
 def _combinations(values: dict[str, Any], axes: Sequence[Axis]) -> list[_Draft]:
@@ -188,6 +198,7 @@ def _baseline(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
     """The cells of a seed; ConfigError for all that are wrong, and for two arms that are one."""
     cells: dict[tuple[str, Key], tuple[Cell, _Draft]] = {}
+    first_in: dict[Key, str] = {}
     wrong: dict[str, list[str]] = {}
     for draft in drafts:
         setting = ", ".join(draft.setting)
@@ -205,7 +216,11 @@ def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
         mode: Mode = "centralized" if draft.baseline == POOLED else "federated"
         cell = Cell(setting, arm, seed, recipe, mode)
         same = cells.get((setting, cell.key))
-        if same is None:
+        if draft.baseline != POOLED and first_in.setdefault(cell.key, setting) != setting:
+            # As a block of its own it would count twice in every test.
+            text = f"is the same recipe as in {first_in[cell.key]}; name each setting once"
+            wrong.setdefault(text, []).append(label)
+        elif same is None:
             cells[setting, cell.key] = cell, draft
         elif draft.baseline and draft.baseline == same[1].baseline:
             # What differs between them means nothing to this baseline.

@@ -16,8 +16,6 @@ from server.comparison.plan import Cell
 from server.scoreboard import Observer, Scoreboard
 from server.simulation import run
 
-ERROR = "error.txt"
-"""In the folder of a cell that failed: one line, and what more there is to say."""
 _TICK_S = 0.5
 
 
@@ -40,7 +38,7 @@ class Watch(Protocol):
 def train(cell: Cell, folder: Path, watch: Watch) -> None:
     """Run one cell in this process; any exception but an interruption becomes its error."""
     watch.started(cell)
-    (folder / cell.recipe.name / ERROR).unlink(missing_ok=True)
+    error_file(cell, folder).unlink(missing_ok=True)
     try:
         # Opening computes as well (a teacher's moments), and is to give the same bits everywhere.
         with _threads(cell.recipe.engine.num_threads):
@@ -59,9 +57,17 @@ def train(cell: Cell, folder: Path, watch: Watch) -> None:
         watch.ended(cell, "", result.summary["test"]["balanced_accuracy"])
 
 
+def error_file(cell: Cell, folder: Path) -> Path:
+    """Where the error of a failed cell is: one line, and what more there is to say.
+
+    Named by the recipe's hash, as another recipe may have had the folder before.
+    """
+    return folder / cell.recipe.name / f"error-{cell.key[0][:8]}.txt"
+
+
 def note_failure(cell: Cell, folder: Path, line: str, details: str = "") -> None:
     """Write a cell's error into its folder."""
-    path = folder / cell.recipe.name / ERROR
+    path = error_file(cell, folder)
     with suppress(OSError):  # a folder that cannot be written may be the very error
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as part:
