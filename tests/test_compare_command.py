@@ -59,6 +59,9 @@ def test_it_prints_the_plan_the_table_and_the_paths(start):
         "1 seed(s) show no uncertainty: the seed alone moves scores; 3 are needed at least",
     ]
     assert "tiny, test, mean ± sd" in out
+    assert "This comparison shows no uncertainty: it has 1 pair" in out
+    assert "\nNothing could be tested against fedavg: no arm has 2 pairs.\n" in out
+    assert "\nBy mean balanced accuracy, in points: " in out
     assert lines[-3:] == [
         str(start.folder / name) for name in ("comparison.csv", "comparison.json", "report.html")
     ]

@@ -1,6 +1,7 @@
 """The command ``fedkd compare``: strategies and whatever else, crossed, over seeds."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from server.comparison.live import LiveTable, mean_and_sd
 from server.comparison.outcome import CELLS, TABLE, Outcome, gather
 from server.comparison.plan import Plan, plan
 from server.comparison.runner import run_cells
-from server.reporting.report import write_report
+from server.comparison.tables import STATISTICS
+from server.reporting.report import NUMBERS, write_report
 from server.tables import METRICS
 
-SHOWN = ("balanced_accuracy", "mcc", "macro_f1", "macro_auroc", "recall_tail")
+SHOWN = ("balanced_accuracy", "mcc", "macro_auroc", "recall_tail")
+"""As many as fit into 80 columns; the page has all."""
 _NAMES = {**METRICS, "recall_tail": "tail recall"}
 _SEEDS_FOR_UNCERTAINTY = 3
 
@@ -51,7 +54,12 @@ def compare(options: argparse.Namespace) -> None:
     _refuse_if_all_failed(outcome)
     paths = outcome.write(folder)
     print_outcome(console, outcome)
-    print(*paths, write_report(folder), sep="\n")
+    page = write_report(folder)
+    found = json.loads((folder / NUMBERS / STATISTICS).read_text(encoding="utf-8"))
+    for style, texts in (("bold red", found["alarms"]), (None, found["answer"])):
+        for text in texts:
+            console.print(text, style=style, highlight=False, markup=False)
+    print(*paths, page, sep="\n")
     failed = outcome.cells[outcome.cells["status"] != "finished"].drop_duplicates("error")
     if len(failed):
         lines = [f"{row.arm}, seed {row.seed}: {row.error}" for row in failed.itertuples()]
@@ -95,7 +103,8 @@ def print_plan(console: Console, recipe: Recipe, planned: Plan, outcome: Outcome
 def print_outcome(console: Console, outcome: Outcome) -> None:
     """A table for each setting: arms by metrics on test, mean ± sd over the finished seeds."""
     for setting, cells in outcome.cells.groupby("setting", sort=False):
-        table = Table(title=f"{outcome.name}{': ' * bool(setting)}{setting}, test, mean ± sd")
+        title = ": ".join(filter(None, [outcome.name, str(setting)]))
+        table = Table(title=escape(f"{title}, test, mean ± sd"))
         table.caption = "n: seeds that are finished; sd over seeds; one seed has none"
         table.add_column("arm", overflow="fold")
         for name in ("n", *(_NAMES[metric] for metric in SHOWN)):

@@ -28,7 +28,7 @@ def finished_runs(folder: Path) -> dict[Key, Path]:
 def run_cells(cells: Sequence[Cell], folder: Path, workers: int, watch: Watch) -> None:
     """Train all cells that are not finished yet, in the order given.
 
-    What fails leaves its error in the file ``error-<hash>.txt`` of its folder, and the others go on.
+    What fails leaves its error in ``error-<hash>.txt`` in its folder, and the others go on.
 
     Args:
         cells: Cells of one key are trained once.

@@ -60,32 +60,31 @@ def sentences_of(
     scores: pd.DataFrame,
     differences: pd.DataFrame,
     ranks: Mapping[str, Ranking],
-) -> list[str]:
-    """All that may be concluded, setting by setting, then ranks."""
-    found = []
+) -> tuple[list[str], list[str]]:
+    """The answer, setting by setting: what balanced accuracy shows; and what else may be said."""
+    answer, more = [], []
     settings = list(dict.fromkeys(cells["setting"]))
     for setting in settings:
         head = f"{setting}: " if len(settings) > 1 else ""
         own = differences[differences["setting"] == setting]
-        if len(own) and own["p"].isna().all():
-            found.append(f"{head}Nothing could be tested against {reference}: no arm has 2 pairs.")
-            found += [head + text for text in _ordering(scores, setting)]
-            continue
-        for metric in SPOKEN:
+        untested = bool(len(own)) and bool(own["p"].isna().all())
+        if untested:
+            answer.append(f"{head}Nothing could be tested against {reference}: no arm has 2 pairs.")
+        for metric in () if untested else SPOKEN:
             rows = own[own["metric"] == metric]
             strategies = rows[rows["kind"] == "strategy"]
             for some, what in ((strategies, "strategy"), (rows.drop(strategies.index), "baseline")):
                 text = _separation(some, what, reference, metric, differences)
-                found += [head + text] if text else []
-        found += [head + text for text in _ordering(scores, setting)]
-        found += [head + text for text in _detectable(own, reference)]
-        found += [head + text for text in _identical(own, reference)]
+                (answer if metric == PRIMARY else more).extend([head + text] if text else [])
+        answer += [head + text for text in _ordering(scores, setting)]
+        answer += [head + text for text in _detectable(own, reference)]
+        answer += [head + text for text in _identical(own, reference)]
     if differences["p"].notna().any():
-        found.append(
+        more.append(
             "An interval is 95 % for one difference alone; p-values are corrected for all "
             "comparisons of the measure, so an interval without 0 is not yet a separable arm."
         )
-    return found + list(_ranks(ranks, reference))
+    return answer, more + list(_ranks(ranks, reference))
 
 
 def _seeds(rows: pd.DataFrame) -> str:

@@ -68,7 +68,8 @@ class Statistics:
             (pairs in which the arm is better), p, p_holm (corrected for all comparisons of the
             metric).
         ranks: By metric.
-        sentences: What may be said, in plain words.
+        answer: What balanced accuracy shows, in plain words.
+        more: What else may be said.
         alarms: What must not be overlooked.
     """
 
@@ -78,8 +79,14 @@ class Statistics:
     scores: pd.DataFrame
     differences: pd.DataFrame
     ranks: Mapping[str, Ranking]
-    sentences: Sequence[str] = field(default_factory=tuple)
+    answer: Sequence[str] = field(default_factory=tuple)
+    more: Sequence[str] = field(default_factory=tuple)
     alarms: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def sentences(self) -> list[str]:
+        """All that may be said, the answer first."""
+        return [*self.answer, *self.more]
 
 
 def analyse(
@@ -125,7 +132,7 @@ def analyse(
         scores,
         differences,
         ranks,
-        sentences_of(cells, reference, scores, differences, ranks),
+        *sentences_of(cells, reference, scores, differences, ranks),
         alarms_of(cells, reference, test, differences),
     )
 

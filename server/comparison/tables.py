@@ -24,6 +24,7 @@ LATEX_COLUMNS = {
     "worst_site_balanced_accuracy": "Worst hosp.",
 }
 """Measures of scores.tex and their headings."""
+STATISTICS = "statistics.json"
 _NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -41,7 +42,7 @@ def write_tables(statistics: Statistics, folder: Path) -> dict[str, Path]:
         "scores.csv": statistics.scores.to_csv(index=False),
         "differences.csv": statistics.differences.to_csv(index=False),
         "ranks.csv": ranks_table(statistics).to_csv(index=False),
-        "statistics.json": json.dumps(as_json(statistics), indent=2, allow_nan=False),
+        STATISTICS: json.dumps(as_json(statistics), indent=2, allow_nan=False),
         "scores.tex": latex_scores(statistics),
     }
     for name, text in texts.items():
@@ -83,7 +84,8 @@ def as_json(statistics: Statistics) -> dict[str, Any]:
         },
         "effect": "Cohen's d_z with Hedges' correction",
         "alarms": list(statistics.alarms),
-        "sentences": list(statistics.sentences),
+        "answer": list(statistics.answer),
+        "sentences": statistics.sentences,
         "scores": _records(statistics.scores),
         "differences": _records(statistics.differences),
         "ranks": _records(ranks_table(statistics)),

@@ -66,8 +66,8 @@ def _score_blocks(statistics: Statistics) -> list[Block]:
         intervals = interval_table(statistics, setting)
         blocks.append(DataTable(intervals, f"95 % intervals of {name}{caption and ', '}{caption}"))
     blocks.append(
-        "Mean ± standard deviation over seeds. The percentile bootstrap over seeds is too narrow "
-        "with few of them; that over seeds and images draws test lesions or patients anew as well."
+        "Mean ± standard deviation over seeds. Both bootstraps are too narrow with few seeds; that "
+        "over seeds and images draws test lesions or patients anew as well."
     )
     recalls = [column for column, *_ in _GROUPS]
     if set(recalls) & set(statistics.scores["metric"]):
@@ -83,8 +83,9 @@ def _difference_blocks(statistics: Statistics) -> list[Block]:
     blocks: list[Block] = [
         f"Differences are paired by seed. Test: {TEST_NAMES[statistics.test]}; p-values are "
         f"corrected by Holm's method for all comparisons of a measure, baselines and settings "
-        f"included ({num} of {MEASURES[PRIMARY].label}); intervals are Student's, 95 %, each for "
-        "itself and not corrected. Effect: Cohen's d_z with Hedges' correction. Filled: corrected "
+        f"included ({num} of {MEASURES[PRIMARY].label}); intervals are 95 %, each for itself and "
+        "not corrected: Student's over seeds, and a bootstrap of seeds and images, too narrow "
+        "with few seeds. Effect: Cohen's d_z with Hedges' correction. Filled: corrected "
         f"p below {LEVEL}; hollow: not."
     ]
     for metric in (PRIMARY, *_SECOND_METRICS):

@@ -9,7 +9,6 @@ import pandas as pd
 from server.comparison.image_bootstrap import stored_predictions
 from server.comparison.outcome import RECORD, Outcome
 from server.comparison.statistics import Statistics, analyse
-from server.pictures.page import Alarm
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +33,6 @@ def statistics_of(outcome: Outcome, folder: Path) -> Statistics:
         predictions=stored_predictions(folder),
         tail=tail,
     )
-
-
-def failures(cells: pd.DataFrame) -> list[Alarm]:
-    """An alarm for each cell that has no scores."""
-    lost = cells[cells["status"] != "finished"]
-    return [
-        Alarm(
-            f"{label(one['setting'], one['arm'])}, seed {one['seed']}: {one['status']}. "
-            f"{one['error']}".strip()
-        )
-        for one in lost.to_dict("records")
-    ]
 
 
 def label(setting: str, arm: str) -> str:

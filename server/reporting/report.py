@@ -92,8 +92,8 @@ def _write_comparison(folder: Path, output: Path) -> Path:
     ]
     _, differing = group_runs([run for group in groups for run in group.records])
     statistics = comparison.statistics_of(outcome, folder)
-    alarms = [*map(Alarm, outcome.notes), *comparison.failures(outcome.cells)]
-    first = [Section("Cells without scores, or not paired", alarms)] if alarms else []
+    notes = [*map(Alarm, outcome.notes)]
+    first = [Section("Cells that are not paired", notes)] if notes else []
     first += statistics_sections(statistics)
     title = f"Comparison {outcome.name}"
     return _write(
@@ -114,7 +114,7 @@ def _write(
         numbers.mkdir(parents=True, exist_ok=True)
         written = write_numbers(numbers)
         page = folder / PAGE
-        sections = [*first, *_sections(groups, differing)]
+        sections = [*first, *_sections(groups, differing, tested=bool(first))]
         sections.append(
             Section(
                 "The same numbers as files",
@@ -136,10 +136,10 @@ def _introduction(groups: Sequence[Group]) -> list[str]:
     return [f"{len(runs)} runs of {recipes}, {finished} finished."]
 
 
-def _sections(groups: Sequence[Group], differing: pd.DataFrame) -> list[Section]:
+def _sections(groups: Sequence[Group], differing: pd.DataFrame, tested: bool) -> list[Section]:
     if len(groups) == 1:
         return _of_one(groups[0])
-    sections = several_sections(groups, differing)
+    sections = several_sections(groups, differing, tested)
     sections += [run_sections.protocol(groups[0]), run_sections.data(groups[0])]
     for group in groups[:MAX_IN_FULL]:
         if group.finished:

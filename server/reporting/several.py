@@ -44,12 +44,15 @@ def scores_by_recipe(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def several_sections(groups: Sequence[Group], differing: pd.DataFrame) -> list[Section]:
+def several_sections(
+    groups: Sequence[Group], differing: pd.DataFrame, tested: bool
+) -> list[Section]:
     """Which recipes there are, their scores and their curves.
 
     Args:
         groups: At least two.
         differing: The keys in which they differ, a row per group; see ``group_runs``.
+        tested: Whether the page has a comparison's tests, warnings and drawings of scores already.
     """
     warnings: list[Block] = [
         Alarm(f"{group.label}: {alarm.text}") for group in groups for alarm in alarms(group)
@@ -57,7 +60,7 @@ def several_sections(groups: Sequence[Group], differing: pd.DataFrame) -> list[S
     return [
         Section("Runs", (*warnings, _runs(groups))),
         Section("What differs", (DataTable(differing),)),
-        _scores(groups),
+        _scores(groups, tested),
         _curves(groups),
     ]
 
@@ -79,10 +82,16 @@ def _runs(groups: Sequence[Group]) -> DataTable:
     return DataTable(pd.DataFrame(rows))
 
 
-def _scores(groups: Sequence[Group]) -> Section:
+def _scores(groups: Sequence[Group], tested: bool) -> Section:
     heading = "Scores on test"
     if not any(group.finished for group in groups):
         return Section(heading, ("There are no test scores, as no run is finished.",))
+    table: list[Block] = [
+        "Students chosen on val; mean ± standard deviation (n - 1) over seeds.",
+        DataTable(scores_by_recipe(groups)),
+    ]
+    if tested:
+        return Section(heading, table)
     scores = {
         METRICS[name]: {
             group.label: [scalars(run.summary["test"])[name] for run in group.finished]
@@ -96,8 +105,7 @@ def _scores(groups: Sequence[Group]) -> Section:
         if any(not math.isnan(v) for runs in values.values() for v in runs)
     }
     blocks: list[Block] = [
-        "Students chosen on val; mean ± standard deviation (n - 1) over seeds.",
-        DataTable(scores_by_recipe(groups)),
+        *table,
         "A dot for each seed, a bar at the mean.",
         Drawing(partial(draw_scores, drawn), "Test scores of each recipe, a dot for each seed"),
     ]
