@@ -6,7 +6,7 @@ from, and what is done to the noisy result.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +91,8 @@ class PrivateStrategy(Strategy):
         before = {n: v for n, v in self._received().items() if np.issubdtype(v.dtype, np.floating)}
         shown = list(replies)
         for reply in shown:
-            own = reply.content.array_records[wire.ARRAYS]
+            # Taken out first: Flower warns where a record is replaced by one of another type.
+            own = cast(ArrayRecord, reply.content.pop(wire.ARRAYS))
             reply.content[wire.ARRAYS] = _guarded({name: own[name].numpy() for name in before}, 1.0)
         self.wrapper.current_arrays = _guarded(before, 0.0)
         # Flower draws its noise from NumPy's global generator.
