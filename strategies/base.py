@@ -365,7 +365,14 @@ class SeededStrategy(Strategy):
                 values = np.max([update[name].numpy() for update in updates], axis=0)
             else:
                 values = summed[name].numpy()
-            complete[name] = HeldArray(np.asarray(values, dtype=expected.dtype))
+            values = np.asarray(values, dtype=expected.dtype)
+            if not np.isfinite(values).all():
+                raise UpdateRefused(
+                    f"all clients sent finite values of {name}, but the server's own step made "
+                    "some that are not; lower strategy.server_learning_rate, "
+                    "strategy.client_learning_rate or privacy.noise_multiplier"
+                )
+            complete[name] = HeldArray(values)
         return complete
 
     def configure_evaluate(

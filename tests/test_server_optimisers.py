@@ -4,6 +4,7 @@ import flwr.serverapp.strategy as flower
 import numpy as np
 import pytest
 
+from fedkd.errors import UpdateRefused
 from tests.hand_made_replies import BUFFERS, GLOBAL, Federation, record, update
 
 ADAPTIVE = {
@@ -157,3 +158,14 @@ def test_the_received_student_is_not_written_to(name):
     before = {key: value.copy() for key, value in GLOBAL.items()}
     Federation(name, [update(0, 1.0), update(1, 2.0)]).round()
     assert all(np.array_equal(GLOBAL[key], before[key]) for key in GLOBAL)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_step_that_overflows_is_refused_though_all_clients_were_finite(name):
+    federation = Federation(name, [update(0, 20.0)], options={"server_learning_rate": 1e39})
+    with pytest.raises(UpdateRefused) as caught, np.errstate(all="ignore"):
+        federation.round()
+    assert str(caught.value).startswith(
+        "all clients sent finite values of w, but the server's own step made some that are not; "
+        "lower strategy.server_learning_rate"
+    )
