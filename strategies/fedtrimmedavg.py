@@ -1,6 +1,7 @@
 """FedTrimmedAvg: the mean of the clients without the extreme ones, entry by entry."""
 
 import logging
+import math
 
 import flwr.serverapp.strategy as flower
 
@@ -27,12 +28,16 @@ class FedTrimmedAvg(Uniform):
 
     def __init__(self, setup: Setup, *, trim: float) -> None:
         if trim and not int(trim * setup.cohort):
+            # Rounded up, as 0.3333 of 3 clients is nobody.
+            least = math.ceil(1e4 / setup.cohort) / 1e4
             logger.warning(
                 "strategy.trim = %g of %d clients leaves nobody out, so that fedtrimmedavg is "
-                "uniform; %.4g would leave out one at each end",
+                "uniform; %s",
                 trim,
                 setup.cohort,
-                1 / setup.cohort,
+                f"{least:g} would leave out one at each end"
+                if setup.cohort > 2
+                else "it takes 3 clients a round to leave out one at each end",
             )
         inner = flower.FedTrimmedAvg(weighted_by_key=WEIGHT, beta=trim)
         super().__init__(setup, inner=inner)

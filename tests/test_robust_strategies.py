@@ -62,6 +62,23 @@ def test_a_trim_that_leaves_nobody_out_is_told(caplog, trim, fraction, warns):
         ]
 
 
+@pytest.mark.parametrize("num_clients", range(3, 60))
+def test_the_trim_that_is_proposed_leaves_somebody_out(caplog, num_clients):
+    setup = Setup(num_clients, 10, 0)
+    make_strategy(StrategyConfig(name="fedtrimmedavg", trim=1e-6), setup)
+    proposed = float(caplog.messages.pop().split("; ")[1].split(" ")[0])
+    caplog.clear()
+    make_strategy(StrategyConfig(name="fedtrimmedavg", trim=proposed), setup)
+    assert not caplog.messages
+
+
+def test_nothing_can_be_trimmed_of_two_clients(caplog):
+    make_strategy(StrategyConfig(name="fedtrimmedavg", trim=0.4), Setup(2, 10, 0))
+    assert caplog.messages[0].endswith(
+        "so that fedtrimmedavg is uniform; it takes 3 clients a round to leave out one at each end"
+    )
+
+
 def test_krum_takes_one_client_whole_by_hand():
     # f = 1 of 5: squared distances (x 3 entries) to the 2 nearest others are
     # 0: 1 + 4, 1: 1 + 1, 2: 1 + 4 (3 is 2 away), 4: 2^2 + 3^2, 100: far.
