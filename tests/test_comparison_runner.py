@@ -292,3 +292,15 @@ def test_a_worker_stops_when_its_parent_has_gone():
     ours.close()
     with pytest.raises(KeyboardInterrupt):
         workers._ToParent(theirs).send("started")
+
+
+@pytest.mark.parametrize("name", ["by_site", "iid", "dirichlet"])
+def test_hospitals_that_are_tested_on_their_own_classes_are_told_apart(tmp_path, name):
+    given = recipe(partition={"name": name}, num_clients=4)
+    notes = gather(given, plan(given), tmp_path).notes
+    if name != "dirichlet":
+        assert not notes
+        return
+    (note,) = notes
+    assert note.startswith("NOT THE SAME TASK: with partition dirichlet, val and test images are ")
+    assert " and local predicts each by its hospital's own student, " in note

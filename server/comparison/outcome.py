@@ -3,7 +3,7 @@
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ COSTS = ("megabytes_down", "megabytes_up", "client_seconds", "seconds", "num_see
 """Sums over rounds (and clients); 1 megabyte is 10^6 bytes."""
 NUMBERS = (*METRICS, "best_round", "val_balanced_accuracy", *COSTS)
 COLUMNS = ("setting", "arm", "seed", "status", "error", "run", *NUMBERS)
+_SKEWS_CLASSES = ("dirichlet", "pathological", "shards", "by_site_dirichlet")
 _DECIDES_INITIAL = ("student", "teacher", "objective", "data")
 
 
@@ -150,7 +151,7 @@ def gather(recipe: Recipe, plan: Plan, folder: Path) -> Outcome:
         rows.append(row)
     versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
     values = recipe.model_dump(mode="json", exclude_none=True)
-    notes = tuple(_unpaired(summaries))
+    notes = (*_unpaired(summaries), *_told_of_labels(plan.cells))
     return Outcome(recipe.name, plan.reference, _frame(rows), notes, values, versions)
 
 
@@ -181,6 +182,23 @@ def _numbers(path: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": summary["seconds"],
         "num_seen": rounds["num_seen"].sum(),
     }
+
+
+def _told_of_labels(cells: Iterable[Cell]) -> list[str]:
+    """Arms whose test images reach a hospital's own student by what class they are of."""
+    arms: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        name = cell.recipe.partition.name
+        travels = cell.recipe.strategy.exchange in ("all", "without_projector")
+        if cell.mode == "federated" and not travels and name in _SKEWS_CLASSES:
+            arms.setdefault(name, {})[cell.arm] = None
+    return [
+        f"NOT THE SAME TASK: with partition {name}, val and test images are dealt to hospitals by "
+        f"their class, like the training images, and {', '.join(found)} predicts each by its "
+        "hospital's own student, which is told by this which classes it may be of; no other arm "
+        "is, so that a lead says nothing"
+        for name, found in arms.items()
+    ]
 
 
 def _unpaired(summaries: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[str]:

@@ -62,7 +62,8 @@ def sentences_of(
     ranks: Mapping[str, Ranking],
 ) -> tuple[list[str], list[str]]:
     """The answer, setting by setting: what balanced accuracy shows; and what else may be said."""
-    answer, more = [], []
+    answer: list[str] = []
+    more: list[str] = []
     settings = list(dict.fromkeys(cells["setting"]))
     for setting in settings:
         head = f"{setting}: " if len(settings) > 1 else ""
