@@ -188,15 +188,11 @@ def _rows(axes: Axes, arms: Sequence[str], reference: str, theme: Theme) -> None
     axes.spines["left"].set_visible(False)
 
 
-def _colour(arm: str, reference: str, theme: Theme) -> str:
+def _colour(arm: str, reference: str) -> str:
     """Of a reference, a baseline, a strategy."""
     if arm == reference:
         return ORANGE
-    return GREEN if is_baseline(arm) else _plain(theme)
-
-
-def _plain(theme: Theme) -> str:
-    return SKY if theme.name == "dark" else BLUE
+    return GREEN if is_baseline(arm) else BLUE
 
 
 def draw_scores(statistics: Statistics, theme: Theme, metric: str = PRIMARY) -> Figure:
@@ -218,7 +214,7 @@ def draw_scores(statistics: Statistics, theme: Theme, metric: str = PRIMARY) -> 
             for row in scores[scores["setting"] == setting].to_dict("records")
         }
         for place, arm in enumerate(arms):
-            colour = _colour(arm, statistics.reference, theme)
+            colour = _colour(arm, statistics.reference)
             values = 100 * cells.loc[cells["arm"] == arm, metric].astype(float)
             axes.scatter(values, np.full(len(values), place), s=16, color=colour, alpha=0.55, lw=0)
             if arm not in own or not len(values.dropna()):
@@ -256,7 +252,7 @@ def draw_differences(statistics: Statistics, theme: Theme, metric: str = PRIMARY
     for axes, setting in zip(panels, settings, strict=True):
         axes.axvline(0, color=theme.ink, lw=1)
         for row in rows[rows["setting"] == setting].to_dict("records"):
-            place, colour = arms.index(row["arm"]), _colour(row["arm"], statistics.reference, theme)
+            place, colour = arms.index(row["arm"]), _colour(row["arm"], statistics.reference)
             mean, low, high = (100 * row[key] for key in ("mean", "low", "high"))
             axes.plot([low, high], [place, place], color=colour, lw=1.6, solid_capstyle="butt")
             face = colour if row["sure"] else theme.paper
@@ -333,7 +329,7 @@ def draw_ranks(ranking: Ranking, theme: Theme) -> Figure:
         place = bars + step * (row + 1)
         end = 1 - 0.03 * num if on_left else num + 0.03 * num
         axes.plot([mean, mean, end], [0, place, place], color=theme.soft, lw=1)
-        axes.plot(mean, 0, "o", ms=4, color=_plain(theme))
+        axes.plot(mean, 0, "o", ms=4, color=BLUE)
         text = f"{short_name(name, 24)}  {mean:.2f}"
         side = "right" if on_left else "left"
         text = text if on_left else f"{mean:.2f}  {short_name(name, 24)}"

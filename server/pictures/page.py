@@ -9,6 +9,7 @@ import base64
 import io
 import re
 import struct
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedkd.files import replacing
-from server.pictures.style import LIGHT, ON_DARK, Theme
+from server.pictures.style import LIGHT, ON_DARK, Theme, for_dark
 
 _PIXELS_PER_CSS_PIXEL = 120 / 96  # pictures are drawn at 120 dpi
 _CSS_PIXELS_PER_INCH = 96
@@ -119,7 +120,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, drawn once for light and once for dark pages, embedded as vectors.
+    """A figure, for light and for dark pages, embedded as vectors.
 
     Attributes:
         draw: Makes it; called within ``rc_context(theme.style())``.
@@ -216,25 +217,33 @@ def _block(block: Block, heading: str) -> str:
 
 
 def _drawing(drawing: Drawing) -> str:
-    (light, width, height), (dark, _, _) = (_svg(drawing, theme) for theme in (LIGHT, ON_DARK))
+    light, width, height = _svg(drawing, LIGHT)
+    # Pixels in it, of very large tables, have no colours that could be told.
+    dark = _svg(drawing, ON_DARK)[0] if "<image" in light else for_dark(light)
     alt = _text(drawing.alt)
     return (
         f'<figure class="block">{_scroll(alt)}<picture>'
-        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}"/>'
+        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{_data(dark)}"/>'
         f'<img style="--natural: {width}px" width="{width}" height="{height}" alt="{alt}" '
-        f'src="{light}"/></picture></div></figure>'
+        f'src="{_data(light)}"/></picture></div></figure>'
     )
 
 
 def _svg(drawing: Drawing, theme: Theme) -> tuple[str, int, int]:
-    """The drawing as data, its width and its height in CSS pixels."""
-    text = io.BytesIO()
-    with rc_context(theme.style()):
+    """The drawing as text, its width and its height in CSS pixels."""
+    text = io.StringIO()
+    with rc_context(theme.style()), warnings.catch_warnings():
+        # Names in letters that matplotlib's font lacks are boxes in drawings, whole in tables.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = drawing.draw(theme)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     width, height = (round(side * _CSS_PIXELS_PER_INCH) for side in figure.get_size_inches())
-    encoded = base64.b64encode(text.getvalue()).decode("ascii")
-    return f"data:image/svg+xml;base64,{encoded}", width, height
+    return text.getvalue(), width, height
+
+
+def _data(svg: str) -> str:
+    encoded = base64.b64encode(svg.encode()).decode("ascii")
+    return f"data:image/svg+xml;base64,{encoded}"
 
 
 def _picture(path: Path, heading: str) -> str:

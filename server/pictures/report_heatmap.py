@@ -6,18 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from server.pictures.style import Theme, short_name
+from server.pictures.style import STRONG, Theme, short_name
 
 Floats = npt.NDArray[np.float64]
 
-_SHADES = {
-    "light": ("#f4f8fc", "#6baed6", "#08519c"),
-    "dark": ("#1f262d", "#2f6f9f", "#9ad0f5"),
-}
 _MAX_DRAWN_CELLS = 1500
 """Beyond so many cells they are pixels in the drawing: vectors would make the page large."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -79,11 +75,10 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
     present = shown.values[np.isfinite(shown.values)]
     highest = shown.highest or (float(present.max()) if present.size else 1.0)
     norm = LogNorm(1, max(highest, 2)) if shown.logarithmic else Normalize(0, highest or 1.0)
-    shades = LinearSegmentedColormap.from_list("shades", _SHADES[theme.name])
     many = shown.values.size > _MAX_DRAWN_CELLS
     mesh = axes.pcolormesh(
         np.ma.masked_invalid(shown.values),
-        cmap=shades,
+        cmap=ListedColormap(theme.shades),
         norm=norm,
         edgecolor="none" if many else theme.paper,
         linewidth=0 if many else 1.0,
@@ -98,7 +93,7 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
     for row, texts in enumerate(shown.texts):
         for column, text in enumerate(texts):
             value = shown.values[row, column]
-            ink = _ink_on(shades(norm(value))) if np.isfinite(value) else theme.soft
+            ink = theme.inks[bool(norm(value) >= STRONG)] if np.isfinite(value) else theme.soft
             written = axes.text(
                 column + 0.5, row + 0.5, text, ha="center", va="center", size=size, color=ink
             )
@@ -126,12 +121,3 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
         bar.ax.minorticks_off()
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure
-
-
-def _ink_on(colour: Sequence[float]) -> str:
-    """Black or white, whichever is seen better on a colour (relative luminance of WCAG 2)."""
-    linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.18 else "#ffffff"

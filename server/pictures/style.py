@@ -5,11 +5,12 @@ those of Okabe and Ito, "Color Universal Design", 2008, told apart with colour-b
 """
 
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from fedkd.files import replacing
@@ -27,6 +28,10 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "text.parse_math": False,  # a "$" in a hospital's name is a "$"
 }
+# Fewer than the 50 from which a scale is drawn as pixels, whose colours no text tells.
+_NUM_SHADES = 48
+STRONG = 35 / _NUM_SHADES
+"""From this share of the scale on shades take the other ink, on white as on dark."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Theme:
         paper: Background.
         soft: Axes and lesser text.
         line: Grids.
+        shades: Of a scale, the weakest first.
+        inks: Of text on shades below ``STRONG``, and on the others.
     """
 
     name: str
@@ -46,6 +53,8 @@ class Theme:
     paper: str
     soft: str
     line: str
+    shades: tuple[str, ...]
+    inks: tuple[str, str]
 
     def style(self) -> dict[Any, Any]:
         """Settings of matplotlib, on top of ``STYLE``, for ``rc_context``."""
@@ -67,8 +76,42 @@ class Theme:
         }
 
 
-LIGHT = Theme("light", ink="#222222", paper="#ffffff", soft="#666666", line="#e0e0e0")
-ON_DARK = Theme("dark", ink="#e8e8e8", paper="#17191c", soft="#a8a8a8", line="#3a3d42")
+def _shades(*colours: str) -> tuple[str, ...]:
+    scale = LinearSegmentedColormap.from_list("shades", colours, N=_NUM_SHADES)
+    return tuple(to_hex(scale(number)) for number in range(_NUM_SHADES))
+
+
+# No two colours of one theme are equal, so that ``for_dark`` can tell them apart.
+LIGHT = Theme(
+    "light",
+    ink="#222222",
+    paper="#ffffff",
+    soft="#666666",
+    line="#e0e0e0",
+    shades=_shades("#f4f8fc", "#6baed6", "#08519c"),
+    inks=("#010101", "#fefefe"),
+)
+ON_DARK = Theme(
+    "dark",
+    ink="#e8e8e8",
+    paper="#17191c",
+    soft="#a8a8a8",
+    line="#3a3d42",
+    shades=_shades("#1f262d", "#1c4160", "#9ad0f5"),
+    inks=("#fefefe", "#010101"),
+)
+
+
+def _colours(theme: Theme) -> tuple[str, ...]:
+    return (theme.ink, theme.paper, theme.soft, theme.line, *theme.shades, *theme.inks)
+
+
+_FOR_DARK = dict(zip(_colours(LIGHT), _colours(ON_DARK), strict=True))
+
+
+def for_dark(svg: str) -> str:
+    """A drawing made for ``LIGHT``, as it is made for ``ON_DARK``: drawing it takes far longer."""
+    return re.sub("#[0-9a-f]{6}", lambda found: _FOR_DARK.get(found[0], found[0]), svg)
 
 
 def _mixed(colour: str, share: float, brightness: float) -> str:
