@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 
 from server.comparison.statistics import analyse
@@ -58,6 +59,19 @@ def test_a_recoloured_drawing_is_the_one_drawn_for_dark_pages(name):
     assert "<image" not in light
     assert light != dark
     assert without_names(for_dark(light)) == without_names(dark)
+
+
+def test_long_names_of_columns_are_tilted_and_the_scale_stays_thin():
+    columns = [f"disease number {n} of the skin" for n in range(23)]
+    counts = np.ones((50, 23))
+    heat = HeatMap(counts, counts.astype(str).tolist(), ["h"] * 50, columns, "r", "c", "u", True)
+    with rc_context(LIGHT.style()):
+        figure = draw_heatmap(heat, LIGHT)
+        figure.draw_without_rendering()
+    axes, scale = figure.axes
+    shown = [one for one in axes.get_xticklabels() if one.get_visible()]
+    assert {one.get_rotation() for one in shown} == {40}
+    assert scale.get_window_extent().width < 0.3 * figure.dpi
 
 
 def test_text_is_legible_on_every_shade():

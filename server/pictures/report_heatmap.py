@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from server.pictures.style import STRONG, Theme, short_name
 
@@ -99,6 +100,8 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
             )
             written.set_in_layout(False)
     axes.invert_yaxis()
+    # First, as the labels at the top are others than those below, which would be tilted instead.
+    axes.xaxis.tick_top()
     axes.set_yticks(np.arange(num_rows) + 0.5, rows, size=8)
     if shown.texts:
         axes.set_xticks(np.arange(num_columns) + 0.5, columns, size=8)
@@ -108,16 +111,19 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
     else:
         step = max(1, -(-num_columns // 12))
         axes.set_xticks(np.arange(0, num_columns, step) + 0.5, columns[::step], size=8)
-    axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(shown.column_title, labelpad=8)
     axes.set_ylabel(shown.row_title)
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=18, pad=0.02, label=shown.unit)
+    thin = max(18.0, 5 * figure.get_figheight())
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=thin, pad=0.02, label=shown.unit)
+    # Without lines between its shades.
+    bar.solids.set_edgecolor("face")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
     if shown.logarithmic:
         bar.ax.minorticks_off()
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure
