@@ -107,20 +107,18 @@ class OpenedRun:
             ) from None
         return student.eval()
 
-    def named_student(self, experiment: Experiment, which: str) -> Student:
-        """A student by the name that a command line gives it, in eval mode.
+    def student_file(self, which: str) -> Path:
+        """The file of a student by the name that a command line gives it.
 
         Args:
-            experiment: As :meth:`experiment` gives it.
             which: ``best`` (chosen on val, the one tested), ``last``, ``round:N``
                 (keep_students_every) or the path of a file of such a student.
 
         Raises:
             ConfigError: There is no such student.
-            DataError: As :meth:`student`.
         """
         if which in (names := {"best": BEST_STUDENT, "last": LAST_STUDENT}):
-            return self.student(experiment, names[which])
+            return self.path / names[which]
         if match := re.fullmatch(r"round:(\d+)", which, re.ASCII):
             number, kept = int(match[1]), kept_rounds(self.path)
             if number not in kept:
@@ -129,13 +127,13 @@ class OpenedRun:
                     f"--student is {which!r}, but of the students by round {self.path} has {found};"
                     " a run keeps them with keep_students_every=1"
                 )
-            return self.student(experiment, kept_student(number))
+            return self.path / kept_student(number)
         if not Path(which).is_file():
             raise ConfigError(
                 f"--student is {which!r}; it must be best, last, round:N or a file of a student "
                 "of this run's kind (.safetensors)"
             )
-        return self.student(experiment, str(Path(which).absolute()))
+        return Path(which)
 
 
 def open_run(path: Path) -> OpenedRun:

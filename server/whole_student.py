@@ -4,7 +4,6 @@ So it works where the run directory was handed on: architecture and sizes are in
 class names in ``summary.json``, and the projector, which only training uses, is left out.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from fedkd.errors import ConfigError, DataError, first_of
 from fedkd.models.factory import build_student
 from fedkd.models.states import mismatches, sha256
 from fedkd.models.student import Student
-from server.kept_students import kept_rounds, kept_student
 from server.made_teacher import TEACHER
-from server.opened_run import BEST_STUDENT, OpenedRun
+from server.opened_run import OpenedRun
 
-LAST_STUDENT = "student.safetensors"
 # Tensors that training alone reads.
 _UNREAD = ("p_free.", "fc_free.")
 
@@ -44,31 +41,6 @@ class WholeStudent:
     size: int
 
 
-def student_file(run: OpenedRun, which: str) -> Path:
-    """The file of ``best``, ``last`` or ``round:N`` of a run, or the file that is named itself.
-
-    Raises:
-        ConfigError: A round that was not kept, or neither such a name nor a file.
-    """
-    named = {"best": run.path / BEST_STUDENT, "last": run.path / LAST_STUDENT}
-    if which in named:
-        return named[which]
-    if match := re.fullmatch(r"round:(\d+)", which):
-        kept = kept_rounds(run.path)
-        if int(match[1]) in kept:
-            return run.path / kept_student(int(match[1]))
-        there = f"those of rounds {', '.join(map(str, kept))}" if kept else "none"
-        raise ConfigError(
-            f"--student is {which!r}, but {run.path} kept {there}; a run keeps students with "
-            "keep_students_every=N"
-        )
-    if not Path(which).is_file():
-        raise ConfigError(
-            f"--student is {which!r}; it must be best, last, round:N, or a file of student weights"
-        )
-    return Path(which)
-
-
 def open_whole_student(run: OpenedRun, which: str = "best") -> WholeStudent:
     """The student that a command names, complete, as the server tested it.
 
@@ -89,7 +61,7 @@ def open_whole_student(run: OpenedRun, which: str = "best") -> WholeStudent:
             f"{run.path} has objective.name = 'moco', which trains no classifier but makes the "
             f"teacher {TEACHER}; distil from it, and use the run that does"
         )
-    path = student_file(run, which)
+    path = run.student_file(which)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -170,11 +170,12 @@ def test_student_names_best_last_a_kept_round_or_a_file(made, predict, tmp_path)
     _, given, _ = predict(run, image, "--student", file)
     assert named.equals(given)
     assert error(predict, run, image, "--student", "round:7") == (
-        f"fedkd: --student is 'round:7', but {run} kept those of rounds 0, 1, 2; a run keeps "
-        "students with keep_students_every=N"
+        f"fedkd: --student is 'round:7', but of the students by round {run} has those of rounds "
+        "0, 1, 2; a run keeps them with keep_students_every=1"
     )
     assert error(predict, run, image, "--student", "first") == (
-        "fedkd: --student is 'first'; it must be best, last, round:N, or a file of student weights"
+        "fedkd: --student is 'first'; it must be best, last, round:N or a file of a student of this "
+        "run's kind (.safetensors)"
     )
     (tmp_path / "junk").write_text("junk")
     assert error(predict, run, image, "--student", tmp_path / "junk").startswith(

@@ -48,7 +48,8 @@ def evaluate(options: argparse.Namespace) -> None:
     _require_one_student(run)
     other = _other_recipe(options, run.recipe)
     experiment = run.experiment()
-    student = run.named_student(experiment, options.student)
+    # An absolute path stays itself within the run directory.
+    student = run.student(experiment, str(run.student_file(options.student).absolute()))
     images, notes = _images(experiment, other, split)
     if split == "test" and options.student != "best":
         notes.append(
