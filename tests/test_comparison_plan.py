@@ -296,3 +296,10 @@ def test_axes_that_have_their_own_key_are_refused(key, advice):
 def test_an_empty_axis_is_refused():
     text = refused({"axes": {"num_rounds": []}})
     assert text == 'compare.axes."num_rounds" is empty; give its values, or leave it out'
+
+
+def test_local_shares_no_prompts_whatever_the_others_share():
+    recipe = make(objective={"name": "fopro"}, prompts={"shared": "by_examples"})
+    shared = {cell.arm: cell.recipe.prompts.shared for cell in plan(recipe).cells}
+    assert shared["fedavg"] == "by_examples"
+    assert shared["local"] == "no"

@@ -98,7 +98,7 @@ def plan(recipe: Recipe) -> Plan:
     if they are not among the strategies. The baselines come once for each combination of the axes
     that mean something to them: ``local`` is fedavg with ``strategy.exchange = "nothing"``,
     ``pooled`` is trained centralized with one client and knows neither partition nor strategy; of
-    both, privacy is none, as nothing travels.
+    both, privacy is none, as nothing travels; nor do prompts of ``local``.
 
     A choice (a name or a table) is laid over the recipe's section; where it has another name, what
     is left of the section is :data:`server.comparison.axes.KEPT`. Cells compute with one thread
@@ -192,7 +192,8 @@ def _baseline(values: Mapping[str, Any], name: str) -> dict[str, Any]:
         return {**values, "num_clients": 1, "partition": {}, "strategy": {}, "privacy": {}}
     fraction = values["strategy"]["fraction_train"]
     alone = {"name": "fedavg", "fraction_train": fraction, "exchange": "nothing"}
-    return {**values, "strategy": alone, "privacy": {}}
+    prompts = {**values["prompts"], "shared": "no"}
+    return {**values, "strategy": alone, "privacy": {}, "prompts": prompts}
 
 
 def _of_seed(drafts: Sequence[_Draft], seed: int) -> list[Cell]:
