@@ -174,8 +174,8 @@ def test_student_names_best_last_a_kept_round_or_a_file(made, predict, tmp_path)
         "0, 1, 2; a run keeps them with keep_students_every=1"
     )
     assert error(predict, run, image, "--student", "first") == (
-        "fedkd: --student is 'first'; it must be best, last, round:N or a file of a student of this "
-        "run's kind (.safetensors)"
+        "fedkd: --student is 'first'; it must be best, last, round:N or a file of a student of "
+        "this run's kind (.safetensors)"
     )
     (tmp_path / "junk").write_text("junk")
     assert error(predict, run, image, "--student", tmp_path / "junk").startswith(

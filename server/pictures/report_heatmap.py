@@ -124,6 +124,7 @@ def draw_heatmap(shown: HeatMap, theme: Theme) -> Figure:
     thin = max(18.0, 5 * figure.get_figheight())
     bar = figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=thin, pad=0.02, label=shown.unit)
     # Without lines between its shades.
+    assert bar.solids is not None, "the scale of a mesh is solid"
     bar.solids.set_edgecolor("face")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
