@@ -19,7 +19,15 @@ from fedkd.experiment import open_experiment
 from fedkd.recipe import Recipe
 from fedkd.teachers.frozen import Teacher
 from server import simulate, terminal
-from server.pictures import curves, feature_space, partition, prompt_curves, prompts, spectrum
+from server.pictures import (
+    curves,
+    feature_space,
+    page,
+    partition,
+    prompt_curves,
+    prompts,
+    spectrum,
+)
 
 CLASSES = ("a", "b", "c", "d")
 SITES = ("north", "south", "west")
@@ -54,6 +62,18 @@ def _the_log_as_it_was():
     yield
     root.setLevel(logging.WARNING)
     root.handlers[:] = [h for h in root.handlers if type(h).__module__ != terminal.__name__]
+
+
+@pytest.fixture(autouse=True)
+def _drawn_only_where_asked(request, monkeypatch):
+    """Drawing takes most of the time of a page, and every run of the command line writes one."""
+    if "with_drawings" not in request.fixturenames:
+        monkeypatch.setattr(page, "_svg", lambda drawing, theme: ("data:,", 1, 1))
+
+
+@pytest.fixture
+def with_drawings():
+    """Asks for the drawings of pages."""
 
 
 @pytest.fixture(scope="session")

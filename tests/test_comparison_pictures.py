@@ -19,6 +19,8 @@ from server.pictures.page import Alarm, DataTable, Drawing, render_page
 from server.pictures.style import LIGHT, ON_DARK
 from tests.comparison_cells import cells_of, drawn, few
 
+pytestmark = pytest.mark.usefixtures("with_drawings")
+
 
 def drawn_with(draw, *given, theme=LIGHT):
     with rc_context(theme.style()):

@@ -16,6 +16,8 @@ from server.pictures.report_heatmap import HeatMap, draw_heatmap
 from server.pictures.style import LIGHT, ON_DARK, STRONG, for_dark
 from tests.comparison_cells import drawn, few
 
+pytestmark = pytest.mark.usefixtures("with_drawings")
+
 ROUNDS = [
     pd.DataFrame(
         {"round": [1, 2], "val_balanced_accuracy": scores, "train_loss": [2.0, 1.0],

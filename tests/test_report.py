@@ -15,7 +15,6 @@ from fedkd.errors import ConfigError
 from server import simulate, write_report
 from server.cli import main
 from server.latex import to_latex
-from server.pictures import page as pages
 from server.reporting.grouping import group_runs
 from server.reporting.numbers import METRICS
 from server.reporting.protocol import changed_keys
@@ -50,18 +49,6 @@ def change_summary(path, **values):
     summary = json.loads((path / "summary.json").read_text())
     summary.update(values)
     (path / "summary.json").write_text(json.dumps(summary))
-
-
-@pytest.fixture(autouse=True)
-def _drawn_only_where_asked(request, monkeypatch):
-    """Drawing takes most of the time of a page; one test looks at what is drawn."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(pages, "_svg", lambda drawing, theme: ("data:,", 1, 1))
-
-
-@pytest.fixture
-def drawn():
-    """Asks for drawings."""
 
 
 @pytest.fixture(scope="module")
