@@ -186,7 +186,7 @@ def pooled(hospitals):
     return {**hospitals, "sites": hospitals["sites"][:1]}
 
 
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("with_drawings")
 def test_texts_of_users_are_escaped_in_page_and_drawings(run):
     name = json.loads((run / "summary.json").read_text())["clients"][0]
     for path in (run / "summary.json", *run.glob("*.csv")):
