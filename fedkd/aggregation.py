@@ -43,6 +43,8 @@ BY_CLASS = ("mas", "mas_inv", "mas_drw", "class_balanced")
 """Strategies that read the clients' classes."""
 STEPS = ("fednova", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "qfedavg")
 """Strategies whose server takes a step of its own instead of an average of the students."""
+SELECTS = ("krum", "multikrum", "bulyan")
+"""Strategies that leave clients of a round out."""
 
 
 class StrategyConfig(Section):

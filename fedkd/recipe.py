@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedkd.aggregation import BY_CLASS, STEPS, PrivacyConfig, StrategyConfig
+from fedkd.aggregation import BY_CLASS, SELECTS, STEPS, PrivacyConfig, StrategyConfig
 from fedkd.comparing import CompareConfig
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
@@ -254,6 +254,13 @@ class Recipe(Section):
                 f"{self.privacy.name!r}, but Flower's wrapper adds its noise after the server's "
                 "own step, where clipping no longer bounds what one client changes; choose "
                 "uniform, or set privacy.name = 'none'"
+            )
+        if self.strategy.name in SELECTS:
+            raise ValueError(
+                f"strategy.name is {self.strategy.name!r} with privacy.name = "
+                f"{self.privacy.name!r}, but noise that reckons with all clients of a round hides "
+                "less where only some of them are averaged; choose uniform, or set privacy.name = "
+                "'none'"
             )
         if self.prompts.shared != "no":
             raise ValueError(

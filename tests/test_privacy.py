@@ -179,6 +179,13 @@ def test_a_step_of_the_server_is_refused(make_recipe, name):
     ) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan"])
+def test_a_strategy_that_leaves_clients_out_is_refused(make_recipe, name):
+    text = f"strategy.name is '{name}' with privacy.name = 'fixed', but noise that reckons with all"
+    with pytest.raises(ConfigError, match=text):
+        make_recipe(strategy={"name": name}, privacy={"name": "fixed"})
+
+
 def test_shared_prompts_are_refused(make_recipe):
     text = "prompts.shared is 'by_examples' with privacy.name = 'adaptive', but prompts would trav"
     with pytest.raises(ConfigError, match=text):

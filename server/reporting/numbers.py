@@ -7,16 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from server import tables
 from server.reporting.record import Record
 
 METRICS = {
-    "balanced_accuracy": "balanced accuracy",
-    "mcc": "MCC",
-    "macro_f1": "macro-F1",
-    "kappa": "Cohen's kappa",
-    "macro_auroc": "macro-AUROC",
-    "accuracy": "accuracy",
-    "ece": "calibration error (ECE)",
+    **tables.METRICS,
     "recall_head": "recall of head classes",
     "recall_medium": "recall of medium classes",
     "recall_tail": "recall of tail classes",

@@ -21,8 +21,9 @@ def sentences(record: Record) -> list[str]:
     recipe, summary = record.recipe, record.summary
     images = sum(summary["train_counts"].values())
     given = [name.replace("_", " ") for name in summary.get("given", ())]
+    source = "images given in Python" if "images" in given else recipe.data.name
     texts = [
-        f"Data: {recipe.data.name}, {images:,} training images of {len(summary['train_counts'])} "
+        f"Data: {source}, {images:,} training images of {len(summary['train_counts'])} "
         f"classes, the largest with {summary['train_imbalance']:.3g} times the images of the "
         f"smallest. {_division(record)}"
     ]

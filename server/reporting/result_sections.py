@@ -10,7 +10,7 @@ from fedkd.metrics import recall_per_class
 from server.pictures.page import Block, DataTable, Drawing, Section
 from server.pictures.report_bars import draw_recall, draw_reliability
 from server.pictures.report_curves import draw_traffic
-from server.pictures.report_heatmap import HeatMap, draw_heatmap
+from server.pictures.report_heatmap import HeatMap, draw_heatmap, printable
 from server.reporting.grouping import Group
 from server.reporting.numbers import spread
 from server.reporting.record import Record
@@ -183,7 +183,9 @@ def weights(group: Group) -> Section:
         texts=[[f"{v:.2f}" if np.isfinite(v) else "" for v in row] for row in values]
         if few
         else (),
-        rows=[f"{name[:14]} ({part:.1%})" for name, part in zip(names, share, strict=True)],
+        rows=[
+            f"{printable(name, 14)} ({part:.1%})" for name, part in zip(names, share, strict=True)
+        ],
         columns=[str(number) for number in wide.columns],
         row_title="client",
         column_title="round",
