@@ -130,6 +130,12 @@ def test_runs_are_grouped_by_the_keys_in_which_they_differ(runs, tmp_path):
     rows = cells(section(page, "Scores on test").find(".//table"))
     assert [row[:2] for row in rows[1:]] == [["fedavg", "2"], ["mas", "1"]]
     assert "Fewer than 3 finished seeds: fedavg; mas" in words(page)
+    weights = cells(section(page, "Aggregation weights").find(".//table"))
+    assert weights[0] == ["recipe", "north", "south", "west"]
+    images = (11, 9, 6)  # the same in every round
+    assert weights[1][1:] == [f"{n / 26:.2f} ({n / 26:.2f} to {n / 26:.2f})" for n in images]
+    headings = [words(one) for one in page.iter("h2")]
+    assert headings.index("Scores on test") < headings.index("Runs") < len(headings) - 2
     assert "do not have the same finished seeds" in words(page)
 
 

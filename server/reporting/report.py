@@ -19,7 +19,7 @@ from server.reporting import comparison, result_sections, run_sections
 from server.reporting.grouping import Group, group_runs
 from server.reporting.numbers import METRICS, scalars, scores_table, spread
 from server.reporting.record import Record, read_record
-from server.reporting.several import scores_by_recipe, several_sections
+from server.reporting.several import runs, scores_by_recipe, several_sections
 
 PAGE, NUMBERS = "report.html", "report"
 MAX_IN_FULL = 12
@@ -156,8 +156,11 @@ def _sections(groups: Sequence[Group], differing: pd.DataFrame, tested: bool) ->
                 ),
             )
         )
-    sections.append(result_sections.traffic(groups[0]))
-    sections.append(run_sections.environment(groups[0]))
+    sections += [
+        result_sections.traffic(groups[0]),
+        runs(groups),
+        run_sections.environment(groups[0]),
+    ]
     named = f": {groups[0].label}"
     return [
         Section(one.heading + named, one.blocks)

@@ -10,9 +10,11 @@ from server.pictures.page import Alarm, Block, DataTable, Drawing, Section
 from server.pictures.report_bars import draw_scores
 from server.pictures.report_curves import draw_group_curves
 from server.reporting.grouping import Group
-from server.reporting.numbers import METRICS, scalars, spread
+from server.reporting.numbers import METRICS, NOTHING, scalars, spread
 from server.reporting.run_sections import ENOUGH_SEEDS, alarms
 
+MAX_CLIENTS = 12
+"""Clients whose weights a page of several recipes shows."""
 DRAWN = ("balanced_accuracy", "recall_tail", "worst_site_balanced_accuracy")
 COLUMNS = {
     "balanced_accuracy": "balanced accuracy",
@@ -47,7 +49,7 @@ def scores_by_recipe(groups: Sequence[Group]) -> pd.DataFrame:
 def several_sections(
     groups: Sequence[Group], differing: pd.DataFrame, tested: bool
 ) -> list[Section]:
-    """Which recipes there are, their scores and their curves.
+    """Warnings, scores, curves and weights of the recipes, and in which keys they differ.
 
     Args:
         groups: At least two.
@@ -57,15 +59,17 @@ def several_sections(
     warnings: list[Block] = [
         Alarm(f"{group.label}: {alarm.text}") for group in groups for alarm in alarms(group)
     ]
-    return [
-        Section("Runs", (*warnings, _runs(groups))),
-        Section("What differs", (DataTable(differing),)),
+    found = [
         _scores(groups, tested),
         _curves(groups),
+        _weights(groups),
+        Section("What differs", (DataTable(differing),)),
     ]
+    return [Section("Warnings", warnings), *found] if warnings else found
 
 
-def _runs(groups: Sequence[Group]) -> DataTable:
+def runs(groups: Sequence[Group]) -> Section:
+    """Every run: its state, its directory, its hashes."""
     rows = [
         {
             "recipe": group.label,
@@ -79,7 +83,37 @@ def _runs(groups: Sequence[Group]) -> DataTable:
         for group in groups
         for record in group.records
     ]
-    return DataTable(pd.DataFrame(rows))
+    return Section("Runs", (DataTable(pd.DataFrame(rows)),))
+
+
+def _weights(groups: Sequence[Group]) -> Section:
+    """What each client weighs under each recipe, where they have the same clients."""
+    heading = "Aggregation weights"
+    rows: dict[str, dict[str, str]] = {}
+    for group in groups:
+        tables = [run.clients for run in group.records if not run.clients.empty]
+        travels = group.records[0].recipe.strategy.exchange != "nothing"
+        if tables and travels and len(group.records[0].summary["clients"]) > 1:
+            by_client = pd.concat(tables).groupby("client", sort=False)["weight"]
+            rows[group.label] = {
+                str(name): f"{mean:.2f} ({least:.2f} to {most:.2f})"
+                for name, mean, least, most in by_client.agg(["mean", "min", "max"]).itertuples()
+            }
+    clients = list(dict.fromkeys(name for row in rows.values() for name in row))
+    if not rows or len(clients) > MAX_CLIENTS:
+        return Section(
+            heading, (f"There are none, or more clients than {MAX_CLIENTS}: see clients.csv.",)
+        )
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=clients).fillna(NOTHING)
+    return Section(
+        heading,
+        (
+            "Share of each client in the aggregate, mean over rounds and seeds, and from the "
+            "smallest to the largest; votes where a rule takes medians or trims. `fedkd report` of "
+            "a single run shows them round by round.",
+            DataTable(table.rename_axis("recipe").reset_index()),
+        ),
+    )
 
 
 def _scores(groups: Sequence[Group], tested: bool) -> Section:
