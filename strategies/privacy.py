@@ -105,14 +105,14 @@ class PrivateStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Clients are sampled elsewhere."""
-        raise NotImplementedError
+        """Clients are sampled by the strategy around this one."""
+        raise TypeError("SeededStrategy.configure_train samples the clients")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Clients are asked elsewhere."""
-        raise NotImplementedError
+        """Clients are asked by the strategy around this one."""
+        raise TypeError("SeededStrategy.configure_evaluate asks the clients")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
