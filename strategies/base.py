@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,14 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
 from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
-from strategies.arrays import HeldArray, HeldRecord, view
+from strategies.arrays import HeldArray, HeldRecord
 from strategies.privacy import with_privacy
+from strategies.replies import Metrics as Metrics
+from strategies.replies import Replies, answers_of, checked_update, num_bytes
 
 logger = logging.getLogger(__name__)
 
 WEIGHT = "weight"
-Metrics = Mapping[str, Any]
-"""A client's metrics by the keys of :mod:`fedkd.wire`."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class SeededStrategy(Strategy):
             for node in nodes
         ]
         self._nodes = {}
-        for reply in _answers(grid.send_and_receive(queries, timeout=timeout_s), {}):
+        for reply in answers_of(grid.send_and_receive(queries, timeout=timeout_s), {}):
             number = int(cast(int, reply.content.metric_records[wire.METRICS][wire.PARTITION_ID]))
             if number in self._nodes:
                 raise FedkdError(f"two clients have partition {number}; give each its own")
@@ -243,26 +243,29 @@ class SeededStrategy(Strategy):
             UpdateRefused: A reply has other names, shapes or dtypes, or values that are not finite.
         """
         numbers = {node: number for number, node in self._nodes.items()}
-        answers = _answers(replies, numbers)
+        answers = answers_of(replies, numbers)
         answers.sort(key=lambda reply: numbers[reply.metadata.src_node_id])
         if not answers:
             raise ClientFailure(f"no client replied in round {server_round}")
         metrics: list[Metrics] = [
             dict(reply.content.metric_records[wire.METRICS]) for reply in answers
         ]
-        updates = [self._check(reply, numbers[reply.metadata.src_node_id]) for reply in answers]
+        updates = [
+            checked_update(reply, numbers[reply.metadata.src_node_id], self._received)
+            for reply in answers
+        ]
         weights = self._weights(metrics, updates, server_round)
         total = _total(weights)
         down = sum(values.nbytes for values in self._received.values())
         self.reports = [
-            ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m, down, _num_bytes(m, update))
+            ClientReport(cast(int, m[wire.PARTITION_ID]), w / total, m, down, num_bytes(m, update))
             for m, w, update in zip(metrics, weights, updates, strict=True)
         ]
         averaged = {n for n, v in self._received.items() if not np.issubdtype(v.dtype, np.integer)}
         prompts = {name for name in averaged if name.startswith(wire.PROMPTS)}
         buffers = (averaged - prompts) & self.setup.buffers if self._optimises else set()
         students = averaged - prompts - buffers
-        told = _Replies(answers, updates, metrics)
+        told = Replies(answers, updates, metrics)
         images = [float(m[wire.NUM_EXAMPLES]) for m in metrics]
         summed: dict[str, Array] = {}
         if students:
@@ -303,7 +306,7 @@ class SeededStrategy(Strategy):
         self,
         inner: Strategy,
         server_round: int,
-        replies: "_Replies",
+        replies: Replies,
         names: Collection[str],
         weights: Sequence[float],
     ) -> dict[str, Array]:
@@ -327,32 +330,6 @@ class SeededStrategy(Strategy):
             summed, _ = inner.aggregate_train(server_round, shown)
         assert summed is not None, "Flower refused replies that were checked"
         return dict(summed.items())
-
-    def _check(self, reply: Message, number: int) -> ArrayRecord:
-        """The arrays of a reply, read once, unless something is wrong with them."""
-        arrays = reply.content.array_records[wire.ARRAYS]
-        if set(arrays) != set(self._received):
-            differing = sorted(set(arrays) ^ set(self._received))
-            raise UpdateRefused(
-                f"client {number} sent other arrays than it received; the first: {differing[0]}"
-            )
-        checked = ArrayRecord()
-        # In the order of what was sent: Flower's distances and momenta go by position.
-        for name, expected in self._received.items():
-            values = view(arrays[name])
-            if values.shape != expected.shape or values.dtype != expected.dtype:
-                raise UpdateRefused(
-                    f"client {number} sent {name} as {values.dtype} {values.shape}; "
-                    f"expected {expected.dtype} {expected.shape}"
-                )
-            if not np.isfinite(values).all():
-                bad = int((~np.isfinite(values)).sum())
-                raise UpdateRefused(
-                    f"client {number} sent {bad} values of {name} that are not finite; its "
-                    "training diverged: lower training.learning_rate or set training.clip_norm"
-                )
-            checked[name] = HeldArray(values)
-        return checked
 
     def _complete(self, summed: Mapping[str, Array], updates: Sequence[ArrayRecord]) -> ArrayRecord:
         """Put back dtypes, and integers: a count is not averaged but the largest one is kept."""
@@ -399,7 +376,7 @@ class SeededStrategy(Strategy):
             ClientFailure: A client raised or did not answer; its name and traceback are in the
                 text.
         """
-        answers = _answers(replies, {node: number for number, node in self._nodes.items()})
+        answers = answers_of(replies, {node: number for number, node in self._nodes.items()})
         metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
         self.evaluations = {cast(int, m[wire.PARTITION_ID]): m for m in metrics}
         if missing := sorted(set(self._nodes) - set(self.evaluations)):
@@ -411,21 +388,8 @@ class SeededStrategy(Strategy):
         logger.info("%s over %d clients", type(self).__name__, self.num_clients)
 
 
-class _Replies(NamedTuple):
-    """What came in, client by client."""
-
-    messages: Sequence[Message]
-    updates: Sequence[ArrayRecord]
-    metrics: Sequence[Metrics]
-
-
 def _only(arrays: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> ArrayRecord:
     return HeldRecord({n: HeldArray(values) for n, values in arrays.items() if n in names})
-
-
-def _num_bytes(metrics: Metrics, update: ArrayRecord) -> int:
-    numbers = sum(len(value) if isinstance(value, list) else 1 for value in metrics.values())
-    return sum(array.numpy().nbytes for array in update.values()) + 8 * numbers
 
 
 def _total(weights: Sequence[float]) -> float:
@@ -445,16 +409,3 @@ def _quiet(flower: logging.Logger) -> Iterator[None]:
         yield
     finally:
         flower.setLevel(level)
-
-
-def _answers(replies: Iterable[Message], numbers: Mapping[int, int]) -> list[Message]:
-    """The replies, or a ClientFailure that names every client that raised."""
-    received = list(replies)
-    failed = sorted(
-        (numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id), reply.error.reason)
-        for reply in received
-        if reply.has_error()
-    )
-    if failed:
-        raise ClientFailure("\n".join(f"client {number} failed: {why}" for number, why in failed))
-    return received
