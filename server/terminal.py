@@ -19,13 +19,17 @@ def stderr() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 
 
-def make_folder(path: Path) -> Path:
-    """The folder of a command's files, made if it is missing; ConfigError if it cannot be."""
+def make_folder(path: Path, option: str = "--output") -> Path:
+    """The folder of a command's files, made if it is missing.
+
+    Raises:
+        ConfigError: It cannot be made; ``option`` is what names another.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"cannot make the folder {path}: {error}; choose another --output"
+            f"cannot make the folder {path}: {error}; choose another {option}"
         ) from None
     return path
 

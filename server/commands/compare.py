@@ -17,6 +17,7 @@ from server.comparison.live import LiveTable, mean_and_sd
 from server.comparison.outcome import CELLS, TABLE, Outcome, gather
 from server.comparison.plan import Plan, plan
 from server.comparison.runner import run_cells
+from server.comparison.sentences import LEAST_SEEDS
 from server.comparison.tables import STATISTICS
 from server.reporting.report import NUMBERS, write_report
 from server.tables import METRICS
@@ -24,7 +25,6 @@ from server.tables import METRICS
 SHOWN = ("balanced_accuracy", "mcc", "macro_auroc", "recall_tail")
 """As many as fit into 80 columns; the page has all."""
 _NAMES = {**METRICS, "recall_tail": "tail recall"}
-_SEEDS_FOR_UNCERTAINTY = 3
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def compare(options: argparse.Namespace) -> None:
     before = gather(recipe, planned, folder)
     console = terminal.stdout()
     print_plan(console, recipe, planned, before)
-    _make(folder / CELLS)
+    terminal.make_folder(folder / CELLS, "output=<folder>")
     live = LiveTable(terminal.stderr(), planned, before, recipe.compare.workers)
     try:
         with live:
@@ -69,15 +69,6 @@ def compare(options: argparse.Namespace) -> None:
         )
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {folder}: {error}; choose another output=<folder>"
-        ) from None
-
-
 def print_plan(console: Console, recipe: Recipe, planned: Plan, outcome: Outcome) -> None:
     """How many cells of which kinds there are, and how many are done."""
     settings, arms, seeds = planned.settings, planned.arms, recipe.compare.seeds
@@ -91,10 +82,10 @@ def print_plan(console: Console, recipe: Recipe, planned: Plan, outcome: Outcome
         f"reference  {planned.reference}",
         f"seeds      {', '.join(map(str, seeds))}",
     ]
-    if len(seeds) < _SEEDS_FOR_UNCERTAINTY:
+    if len(seeds) < LEAST_SEEDS:
         lines.append(
             f"{len(seeds)} seed(s) show no uncertainty: the seed alone moves scores; "
-            f"{_SEEDS_FOR_UNCERTAINTY} are needed at least"
+            f"{LEAST_SEEDS} are needed at least"
         )
     for line in lines:
         console.print(line, highlight=False, markup=False)

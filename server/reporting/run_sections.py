@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from server.comparison.sentences import LEAST_SEEDS
 from server.pictures.page import Alarm, Block, DataTable, Drawing, Section
 from server.pictures.report_curves import draw_curves
 from server.pictures.report_heatmap import HeatMap, draw_heatmap
@@ -16,8 +17,6 @@ from server.reporting.grouping import Group
 from server.reporting.numbers import METRICS, NOTHING, scalars, spread, three
 from server.reporting.protocol import changed_keys, command, sentences
 from server.reporting.record import Record
-
-ENOUGH_SEEDS = 3
 
 
 def alarms(group: Group) -> list[Alarm]:
@@ -101,7 +100,7 @@ def _in_words(runs: list[Record]) -> str:
 
 
 def _uncertainty(runs: list[Record]) -> Block:
-    if len(runs) >= ENOUGH_SEEDS:
+    if len(runs) >= LEAST_SEEDS:
         return (
             f"{len(runs)} seeds. Values after ± are standard deviations over seeds (n - 1); bands "
             "and whiskers go from the lowest to the highest seed. They show what the seed changes, "
@@ -110,7 +109,7 @@ def _uncertainty(runs: list[Record]) -> Block:
     seeds = "One seed" if len(runs) == 1 else f"{len(runs)} seeds"
     return (
         f"{seeds}: this page shows no uncertainty, and no difference to another run can be judged "
-        f"by it. Run at least {ENOUGH_SEEDS} seeds; `fedkd compare` does."
+        f"by it. Run at least {LEAST_SEEDS} seeds; `fedkd compare` does."
     )
 
 

@@ -6,12 +6,13 @@ from functools import partial
 
 import pandas as pd
 
+from server.comparison.sentences import LEAST_SEEDS
 from server.pictures.page import Alarm, Block, DataTable, Drawing, Section
 from server.pictures.report_bars import draw_scores
 from server.pictures.report_curves import draw_group_curves
 from server.reporting.grouping import Group
 from server.reporting.numbers import METRICS, NOTHING, scalars, spread
-from server.reporting.run_sections import ENOUGH_SEEDS, alarms
+from server.reporting.run_sections import alarms
 
 MAX_CLIENTS = 12
 """Clients whose weights a page of several recipes shows."""
@@ -143,12 +144,12 @@ def _scores(groups: Sequence[Group], tested: bool) -> Section:
         "A dot for each seed, a bar at the mean.",
         Drawing(partial(draw_scores, drawn), "Test scores of each recipe, a dot for each seed"),
     ]
-    few = [group.label for group in groups if len(group.finished) < ENOUGH_SEEDS]
+    few = [group.label for group in groups if len(group.finished) < LEAST_SEEDS]
     if few:
         blocks.insert(
             0,
             Alarm(
-                f"Fewer than {ENOUGH_SEEDS} finished seeds: {'; '.join(few)}. No difference to or "
+                f"Fewer than {LEAST_SEEDS} finished seeds: {'; '.join(few)}. No difference to or "
                 "from these can be judged; run more seeds (`fedkd compare` does, and tests)."
             ),
         )
