@@ -14,6 +14,7 @@ from fedkd.data.catalog import DataConfig
 from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
+from fedkd.engine import WHERE, EngineConfig, FailuresConfig
 from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
 from fedkd.models.factory import StudentConfig
@@ -106,17 +107,6 @@ class EvaluationConfig(Section):
     which writes them down. Not with moco, which trains no classifier."""
 
 
-class EngineConfig(Section):
-    """Where clients run."""
-
-    name: Literal["inprocess"] = "inprocess"
-    """inprocess: one after another in this process, through a Flower Grid."""
-    device: str = "auto"
-    """auto (the GPU if there is one), cpu, cuda, cuda:1 ..."""
-    num_threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads of torch; not given means torch's own choice. It can change the last bits."""
-
-
 class Recipe(Section):
     """A federation from data to result; every key has a default."""
 
@@ -177,6 +167,8 @@ class Recipe(Section):
     """Evaluation and selection."""
     engine: EngineConfig = EngineConfig()
     """Where clients run."""
+    failures: FailuresConfig = FailuresConfig()
+    """What is done with clients that fail."""
     tracking: tuple[TrackerName, ...] = ()
     """Where rounds are logged as they go, besides the run directory: tensorboard."""
     compare: CompareConfig = CompareConfig()
@@ -292,8 +284,8 @@ class Recipe(Section):
     def hash(self) -> str:
         """SHA-256 over all that can change a number.
 
-        All but names, what is kept and logged, how files are read, what a comparison varies, and
-        a ``shortcut`` that marks nothing.
+        All but names, what is kept and logged, how files are read, where clients run, what a
+        comparison varies, and a ``shortcut`` that marks nothing.
         """
         left_out: dict[str, Any] = {
             "name": True,
@@ -302,6 +294,7 @@ class Recipe(Section):
             "tracking": True,
             "compare": True,
             "data": CHANGES_NO_NUMBER,
+            "engine": WHERE,
         }
         values = self.model_dump(mode="json", exclude=left_out)
         # Defaults of the strategy's options are not in its keys, which are None by default.

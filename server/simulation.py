@@ -8,21 +8,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid
 
-from clients.app import ProcessMemory
-from clients.app import make_app as make_client_app
-from clients.node import Node
 from fedkd import config as configs
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import Experiment, InitialStudent, open_experiment
 from fedkd.models.student import Student
 from fedkd.recipe import Recipe
 from fedkd.teachers.opening import GivenTeacher
-from server.app import make_app as make_server_app
 from server.centralized import run_centralized
-from server.engines.inprocess import InProcessGrid
+from server.engines.clients import Clients
+from server.engines.factory import make_engine
 from server.evaluation import Arrays
 from server.federation import run_federation
 from server.kept_students import STUDENTS
@@ -65,7 +62,7 @@ def simulate(
     output: Path | str | None = None,
     observers: Sequence[Observer] = (),
 ) -> Simulation:
-    """Run the federation that a config describes, in this process.
+    """Run the federation that a config describes, on the engine that it names.
 
     Args:
         config: A recipe, the values of one as a dict, or the path of a TOML file.
@@ -115,11 +112,11 @@ def run(
         observer = stack.enter_context(Everybody(experiment, mode, results, everybody))
         prompts_folder = results.path / PROMPTS if results else None
         students_folder = results.path / STUDENTS if results else None
-        node = Node(experiment, observer.client_progress, prompts_folder, students_folder)
+        clients = Clients(experiment, observer.client_progress, prompts_folder, students_folder)
         if centralized:
-            board, arrays = run_centralized(experiment, node, observer)
+            board, arrays = run_centralized(experiment, clients.node, observer)
         else:
-            board, arrays = _run_inprocess(experiment, node, observer)
+            board, arrays = _run_federated(experiment, clients, observer)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
         observer.run_ended(board, summary)
     return Simulation(
@@ -140,16 +137,14 @@ def _recipe(config: Recipe | Mapping[str, Any] | Path | str) -> Recipe:
     return configs.load(Recipe, config)
 
 
-def _run_inprocess(
-    experiment: Experiment, node: Node, observer: Observer
+def _run_federated(
+    experiment: Experiment, clients: Clients, observer: Observer
 ) -> tuple[Scoreboard, Arrays]:
-    """ServerApp and ClientApp of Flower, joined by a Grid in this process."""
+    """ServerApp and ClientApp of Flower, joined by the engine that the recipe names."""
     outcome: list[tuple[Scoreboard, Arrays]] = []
 
     def main(grid: Grid, context: Context) -> None:
-        outcome.append(run_federation(grid, experiment, node.initial_arrays(), observer))
+        outcome.append(run_federation(grid, experiment, clients.node.initial_arrays(), observer))
 
-    grid = InProcessGrid(make_client_app(lambda _: node, ProcessMemory()), experiment.num_clients)
-    context = Context(grid.run.run_id, 0, {}, RecordDict(), {})
-    make_server_app(main)(grid, context)
+    make_engine(experiment.recipe.engine.name).run(main, clients)
     return outcome[0]

@@ -38,14 +38,14 @@ class ForgetfulOf(ProcessMemory):
 def test_dropping_the_state_changes_three_rounds(run, monkeypatch, optimizer):
     config = {"objective": {"name": "ekd"}, "training": {"optimizer": optimizer}}
     kept = run(num_rounds=3, **config)
-    monkeypatch.setattr("server.simulation.ProcessMemory", Forgetful)
+    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", Forgetful)
     assert sha(run(num_rounds=3, **config)) != sha(kept)
 
 
 @pytest.mark.parametrize("part", ["optimizer", "objective"])
 def test_both_parts_of_the_state_matter_in_the_third_round(run, monkeypatch, part):
     kept = run(num_rounds=3)
-    monkeypatch.setattr("server.simulation.ProcessMemory", lambda: ForgetfulOf(part))
+    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", lambda: ForgetfulOf(part))
     assert sha(run(num_rounds=3)) != sha(kept)
 
 
@@ -61,7 +61,7 @@ def test_state_in_flowers_context_gives_the_bits_of_state_in_the_process(
         "strategy": {"fraction_train": fraction},
     }
     in_process = run(**config)
-    monkeypatch.setattr("server.simulation.ProcessMemory", ContextMemory)
+    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", ContextMemory)
     assert sha(run(**config)) == sha(in_process)
 
 
@@ -81,7 +81,7 @@ def test_a_client_that_is_sampled_now_and_then_keeps_its_state(run, make_recipe,
     sampled = [strategy.sample(number) for number in range(1, 6)]
     rounds = {client: [r for r, ids in enumerate(sampled) if client in ids] for client in range(3)}
     assert any(max(r) - min(r) >= len(r) > 1 for r in rounds.values()), "nobody has a gap"
-    monkeypatch.setattr("server.simulation.ProcessMemory", Spy)
+    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", Spy)
     run(**config)
     batches = {0: 3, 1: 2, 2: 2}  # 11, 9 (the last one joins) and 6 images in batches of 4
     expected, times = [], dict.fromkeys(range(3), 0)

@@ -28,7 +28,7 @@ class Backwards(InProcessGrid):
 @pytest.mark.parametrize("strategy", ["fedavg", "mas"])
 def test_the_order_in_which_clients_train_and_answer_changes_no_bit(run, monkeypatch, strategy):
     first = run(strategy={"name": strategy})
-    monkeypatch.setattr("server.simulation.InProcessGrid", Backwards)
+    monkeypatch.setattr("server.engines.inprocess.InProcessGrid", Backwards)
     second = run(strategy={"name": strategy})
     assert sha(first) == sha(second)
     assert first.clients["partition_id"].tolist() == second.clients["partition_id"].tolist()

@@ -11,7 +11,7 @@ from clients.node import Node
 from fedkd.experiment import open_experiment
 from fedkd.models import states
 from fedkd.schedules import learning_rates
-from server import simulation
+from server.engines import inprocess
 
 EVERYTHING = {
     "training": {"optimizer": "sgd", "sampling": "balanced", "local_epochs": 2},
@@ -54,7 +54,7 @@ def test_more_workers_change_no_bit(run, opened, teacher, monkeypatch, objective
 
         return make_app(next_node, ContextMemory())
 
-    monkeypatch.setattr(simulation, "make_client_app", several)
+    monkeypatch.setattr(inprocess, "make_app", several)
     assert sha(run(**config)) == sha(one)
     assert len(set(map(id, used))) == 2
 

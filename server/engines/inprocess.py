@@ -5,26 +5,25 @@ and one image store serve them all, and a debugger works inside a client.
 """
 
 import itertools
-import traceback
 from collections.abc import Iterable
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-
-# The only private names of Flower that fedkd touches: a Message can be made only in a process that
-# says which run, node and task it is.
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd.errors import FedkdError
+from clients.app import ProcessMemory, make_app
+from server.app import make_app as make_server_app
+from server.engines import messages as flower
+from server.engines.clients import Clients, Main
 
-RUN_ID = 1
-SERVER_NODE_ID = 1
-FIRST_CLIENT_NODE_ID = 100
-CLIENT_APP_RAISED = 2
-"""Flower's error code of a ClientApp that raised."""
+
+def run(main: Main, clients: Clients) -> None:
+    """Join ServerApp and ClientApp by a Grid in this process; see :class:`Engine`."""
+    app = make_app(lambda _: clients.node, ProcessMemory())
+    grid = InProcessGrid(app, clients.experiment.num_clients)
+    make_server_app(main)(grid, flower.server_context())
 
 
 class InProcessGrid(Grid):
@@ -37,22 +36,12 @@ class InProcessGrid(Grid):
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:
         self._app = client_app
-        self._run = Run.create_empty(RUN_ID)
-        self._contexts = {
-            FIRST_CLIENT_NODE_ID + number: Context(
-                run_id=RUN_ID,
-                node_id=FIRST_CLIENT_NODE_ID + number,
-                node_config={"partition-id": number, "num-partitions": num_clients},
-                state=RecordDict(),
-                run_config={},
-            )
-            for number in range(num_clients)
-        }
+        self._run = flower.empty_run()
+        contexts = (flower.client_context(number, num_clients) for number in range(num_clients))
+        self._contexts = {context.node_id: context for context in contexts}
         self._replies: dict[str, Message] = {}
         self._message_ids = map(str, itertools.count(1))
-        TaskIdentity.run_id = RUN_ID
-        TaskIdentity.node_id = SERVER_NODE_ID
-        TaskIdentity.task_id = RUN_ID
+        flower.introduce_process()
 
     def set_run(self, run: Run) -> None:
         """Take over the description of the run."""
@@ -96,7 +85,8 @@ class InProcessGrid(Grid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = next(self._message_ids)
-            reply = self._answer(message)
+            context = self._contexts[message.metadata.dst_node_id]
+            reply = flower.answer(self._app, message, context)
             self._replies[message.metadata.message_id] = reply
             ids.append(message.metadata.message_id)
             if reply.has_error():
@@ -113,13 +103,3 @@ class InProcessGrid(Grid):
     ) -> Iterable[Message]:
         """Send messages and return their replies; in one process nothing can time out."""
         return self.pull_messages(self.push_messages(messages))
-
-    def _answer(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
-        try:
-            return self._app(message, context)
-        except FedkdError as error:  # for the user to mend; its text says how
-            reason = "\n".join([str(error), *getattr(error, "__notes__", ())])
-            return Message(Error(CLIENT_APP_RAISED, reason), reply_to=message)
-        except Exception:  # any error of a client becomes a reply that says so
-            return Message(Error(CLIENT_APP_RAISED, traceback.format_exc()), reply_to=message)

@@ -10,7 +10,16 @@ import pandas as pd
 from fedkd.config import Section
 from server.reporting.record import Record
 
-LEFT_OUT = ("name", "seed", "output", "keep_students_every", "tracking", "compare", "engine")
+LEFT_OUT = (
+    "name",
+    "seed",
+    "output",
+    "keep_students_every",
+    "tracking",
+    "compare",
+    "engine",
+    "failures",
+)
 """Keys by which runs are not told apart: they change no number, or make a repetition."""
 _MAX_LABEL = 60
 

@@ -1,0 +1,51 @@
+"""What every engine is given: the clients of a run, and the server that will talk to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from clients.node import Node, Progress
+from fedkd.experiment import Experiment
+
+Main = Callable[[Grid, Context], None]
+"""What the server does with the Grid that an engine gives it, from the first message to the end."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The clients of a run, and where they tell and write.
+
+    Attributes:
+        experiment: What is run.
+        progress: Told after every step of every client, always in the thread of the caller.
+        prompts_folder: See :class:`clients.node.Node`.
+        students_folder: See :class:`clients.node.Node`.
+    """
+
+    experiment: Experiment
+    progress: Progress | None = None
+    prompts_folder: Path | None = None
+    students_folder: Path | None = None
+
+    @cached_property
+    def node(self) -> Node:
+        """The node of this process, which makes the initial arrays."""
+        return Node(self.experiment, self.progress, self.prompts_folder, self.students_folder)
+
+
+class Engine(Protocol):
+    """A module of this package: where clients run."""
+
+    def run(self, main: Main, clients: Clients) -> None:
+        """Start what must be started, call ``main`` once with a Grid, and end all that was started.
+
+        It ends in the same way when ``main`` raises, whatever it raises.
+
+        Raises:
+            FedkdError: The engine cannot be started as the config asks.
+        """
