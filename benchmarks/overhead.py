@@ -10,6 +10,8 @@ and the final test are left out of both; evaluation is reduced to a few images. 
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,23 +27,40 @@ from server.simulation import run
 ROUNDS = 2
 
 
-def make_experiment(num_clients: int, num_images: int, student: str, size: int) -> Experiment:
-    """Random images: only the time matters."""
+def make_experiment(
+    num_clients: int,
+    num_images: int,
+    student: str,
+    size: int,
+    num_rounds: int = ROUNDS,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Experiment:
+    """Random images: only the time matters.
+
+    Args:
+        num_clients: Hospitals.
+        num_images: Training images of each.
+        student: Its name.
+        size: Side of the images in px.
+        num_rounds: Rounds.
+        more: Further keys of the recipe, by section.
+    """
     rng = seeding.rng(0, "benchmark")
 
     def images(num: int) -> LabelledImages:
         pixels = rng.integers(0, 256, (num, 3, size, size), dtype=np.uint8)
         return LabelledImages(pixels, np.arange(num) % 8, tuple("abcdefgh"))
 
-    recipe = Recipe.model_validate(
-        {
-            "num_rounds": ROUNDS,
-            "student": {"name": student},
-            "objective": {"name": "supervised", "loss": "ce"},
-            "augmentation": {"name": "none"},
-            "training": {"optimizer": "sgd", "learning_rate": 0.01, "batch_size": 32},
-        }
-    )
+    training = {"optimizer": "sgd", "learning_rate": 0.01, "batch_size": 32}
+    values: dict[str, Any] = {
+        "num_rounds": num_rounds,
+        "student": {"name": student},
+        "objective": {"name": "supervised", "loss": "ce"},
+        "augmentation": {"name": "none"},
+        **(more or {}),
+    }
+    values["training"] = {**training, **values.get("training", {})}
+    recipe = Recipe.model_validate(values)
     sites = [images(num_images) for _ in range(num_clients)]
     return open_experiment(recipe, sites=sites, val=images(8), test=images(8))
 

@@ -8,6 +8,7 @@ from clients.factory import OBJECTIVES
 from fedkd import accounting, config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
+from fedkd.engine import ENGINES
 from fedkd.experiment import open_data, open_experiment
 from fedkd.fourier.generators.factory import GENERATORS
 from fedkd.losses.factory import LOSSES
@@ -94,6 +95,7 @@ def catalog(options: argparse.Namespace) -> None:
         "schedules (schedule.name)": SCHEDULES,
         "losses (objective.loss)": {str(name): entry.description for name, entry in LOSSES.items()},
         "strategies (strategy.name)": {n: entry.description for n, entry in STRATEGIES.items()},
+        "engines (engine.name)": {str(name): text for name, text in ENGINES.items()},
     }
     print_catalog(terminal.stdout(), parts)
 
