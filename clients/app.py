@@ -91,7 +91,9 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
             name = node.experiment.partition.client_names[number]
             error.add_note(f"while client {number} ({name}) trained in round {round_number}")
             raise
-        memory.save(context, state)
+        # What the server refuses is not remembered: an optimiser would never lose its NaN.
+        if all(tensor.isfinite().all() for tensor in reply.arrays.values()):
+            memory.save(context, state)
         content = RecordDict(
             {wire.ARRAYS: ArrayRecord(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
         )

@@ -176,8 +176,6 @@ class Node:
             augment=augment,
             on_batch=self._announcer(partition_id, "training"),
         )
-        if self.prompts_folder is not None:
-            objective.save_prompts(self.prompts_folder, round_number)
         metrics.update({wire.SUM + name: value for name, value in sums.terms.items()})
         metrics[wire.PARTITION_ID] = partition_id
         metrics[wire.NUM_EXAMPLES] = num_examples_per_epoch(len(loader), recipe.training)
@@ -191,6 +189,9 @@ class Node:
             metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
             if recipe.evaluation.personalised:
                 metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
+        # Last, as what may fail is done by now: the file and the state are of the same round.
+        if self.prompts_folder is not None:
+            objective.save_prompts(self.prompts_folder, round_number)
         metrics[wire.SECONDS] = time.perf_counter() - started
         new_state = {
             OPTIMIZER: optimizer_state(optimizer) if recipe.training.keep_optimizer_state else {},

@@ -254,6 +254,12 @@ class Recipe(Section):
                 "less where only some of them are averaged; choose uniform, or set privacy.name = "
                 "'none'"
             )
+        if self.failures.policy == "continue":
+            raise ValueError(
+                f"failures.policy is 'continue' with privacy.name = {self.privacy.name!r}, but "
+                "noise that reckons with all clients of a round hides less where one is missing; "
+                "choose 'retry' or 'stop', or set privacy.name = 'none'"
+            )
         if self.prompts.shared != "no":
             raise ValueError(
                 f"prompts.shared is {self.prompts.shared!r} with privacy.name = "

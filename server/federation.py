@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 from fedkd import wire
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.prediction import Probabilities
+from server.asking import Asker
 from server.evaluation import Arrays, assemble
 from server.scoreboard import Observer, Scoreboard
 from strategies.base import ClientReport, Metrics, SeededStrategy, Setup
@@ -32,27 +33,31 @@ def run_federation(
         The scores and rows, and the final global arrays.
 
     Raises:
-        ClientFailure: A client raised.
+        ClientFailure: Clients failed, and the recipe does not go on without them.
         UpdateRefused: A client's reply may not enter the aggregate.
     """
     recipe = experiment.recipe
     strategy = make_strategy(recipe.strategy, _setup(experiment))
     strategy.call_roll(grid)
 
-    def ask(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
-        return _ask_clients(grid, strategy, experiment, split, student, round_number)
+    def predict(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
+        return _ask_clients(asker, grid, strategy, experiment, split, student, round_number)
 
-    board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
+    board = Scoreboard(experiment, predict if experiment.predicts_locally else None)
+    asker = Asker(grid, strategy, experiment, board, observer)
     arrays = ArrayRecord(initial)
     tensors = initial
     for number in range(1, recipe.num_rounds + 1):
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
-        arrays = _one_round(grid, strategy, arrays, number, board.best_round)
+        config = ConfigRecord({wire.BEST_ROUND: board.best_round})
+        messages = list(strategy.configure_train(number, arrays, config, grid))
+        arrays, _ = strategy.aggregate_train(number, asker.train(messages, number))
         tensors = dict(arrays.to_torch_state_dict())
         reports = [_with_traffic(report) for report in strategy.reports]
-        board.record(number, tensors, reports, time.perf_counter() - started)
+        num_failed = len(messages) - len(reports)
+        board.record(number, tensors, reports, time.perf_counter() - started, num_failed)
         if observer:
             observer.round_finished(board)
         if board.is_exhausted:
@@ -84,17 +89,8 @@ def _with_traffic(report: ClientReport) -> tuple[float, Metrics]:
     return report.weight, {**report.metrics, **traffic}
 
 
-def _one_round(
-    grid: Grid, strategy: SeededStrategy, arrays: ArrayRecord, number: int, best_round: int
-) -> ArrayRecord:
-    config = ConfigRecord({wire.BEST_ROUND: best_round})
-    messages = strategy.configure_train(number, arrays, config, grid)
-    replies = grid.send_and_receive(messages)
-    aggregated, _ = strategy.aggregate_train(number, replies)
-    return aggregated
-
-
 def _ask_clients(
+    asker: Asker,
     grid: Grid,
     strategy: SeededStrategy,
     experiment: Experiment,
@@ -105,5 +101,5 @@ def _ask_clients(
     """Predictions of a split by the clients, each with its own tensors as of a round."""
     config = ConfigRecord({wire.SPLIT: split, wire.AS_OF_ROUND: round_number})
     messages = strategy.configure_evaluate(round_number, ArrayRecord(student), config, grid)
-    strategy.aggregate_evaluate(round_number, grid.send_and_receive(messages))
+    strategy.aggregate_evaluate(round_number, asker.evaluate(messages, round_number))
     return assemble(experiment, split, strategy.evaluations)

@@ -23,12 +23,15 @@ from fedkd.partition import Partition
 from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
+from server.failures import TRACEBACK, describe
 from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
 from server.pictures.curves import plot_curves
 from server.scoreboard import Observer, Scoreboard, student_arrays
 
 Mode = Literal["federated", "centralized"]
+FAILURES = "failures"
+"""Folder of the run directory with the tracebacks of clients that failed."""
 VERSIONS = ("fedkd", "torch", "torchvision", "flwr", "numpy", "pandas")
 
 
@@ -47,6 +50,7 @@ class RunDirectory(Observer):
         self._experiment = experiment
         self._mode = mode
         self._initial = ""
+        self._failed: dict[str, Any] = {}
         self._started = time.perf_counter()
 
     @classmethod
@@ -96,7 +100,23 @@ class RunDirectory(Observer):
     ) -> None:
         """Note how the run ended, if not well."""
         if error is not None:
-            self._write_summary(how_it_ended(error))
+            self._write_summary({**how_it_ended(error), **self._failed})
+
+    def client_failed(self, board: Scoreboard) -> None:
+        """Write the table of failures anew, and the client's traceback if it sent one."""
+        policy, last = self._experiment.recipe.failures.policy, board.failures[-1]
+        self._failed = describe(policy, board.failures)
+        self._write_table("failures.csv", pd.DataFrame(one.row() for one in board.failures))
+        if TRACEBACK in last.reason:
+            (self.path / FAILURES).mkdir(exist_ok=True)
+            place = (last.round, last.partition_id)
+            texts = [
+                f"{one.name} was to {one.doing}, attempt {one.attempt}\n{one.reason.strip()}\n"
+                for one in board.failures
+                if (one.round, one.partition_id) == place and TRACEBACK in one.reason
+            ]
+            name = f"{FAILURES}/round-{last.round}-client-{last.partition_id}.txt"
+            self._write_text(name, "\n".join(texts))
 
     def round_finished(self, board: Scoreboard) -> None:
         """Write the tables anew with the new rows, and the student if it is to be kept."""
@@ -207,6 +227,7 @@ def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
         "val": board.best_val.to_dict(),
         "test": board.test.to_dict(),
         **private,
+        **describe(recipe.failures.policy, board.failures),
         "seconds": board.seconds,
     }
 

@@ -26,6 +26,7 @@ from server.evaluation import (
     report_test,
     validate,
 )
+from server.failures import Failure
 
 Row = dict[str, Any]
 
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 class Observer:
     """Somebody who is told how a run goes: a progress bar, a tracker. No method does anything here.
 
-    In this order: ``run_started`` once; in each round ``round_started``, ``client_progress`` any
-    number of times and ``round_finished``; ``run_ended`` once, if ``run_started`` did not raise.
-    All in the thread and process that run the federation. See :mod:`server.tracking.everybody` for
-    what happens if one raises.
+    In this order: ``run_started`` once; in each round ``round_started``, ``client_progress`` and
+    ``client_failed`` any number of times and ``round_finished``; ``run_ended`` once, if
+    ``run_started`` did not raise. All in the thread and process that run the federation. See
+    :mod:`server.tracking.everybody` for what happens if one raises.
     """
 
     def run_started(self, experiment: Experiment, path: Path | None) -> None:
@@ -54,6 +55,13 @@ class Observer:
         """A round is aggregated and evaluated; ``board.rounds[-1]`` is its row.
 
         Its clients' rows are those of ``board.clients`` with the same ``round``.
+        """
+
+    def client_failed(self, board: "Scoreboard") -> None:
+        """A message to a client failed; ``board.failures[-1]`` says which and why.
+
+        The run goes on or ends as ``failures`` of the recipe says; in the round before
+        ``round_finished``, or where clients predict, as the student is evaluated.
         """
 
     def run_ended(self, board: "Scoreboard | None", summary: Mapping[str, Any]) -> None:
@@ -74,6 +82,7 @@ class Scoreboard:
         experiment: What is run.
         rounds: A row per round.
         clients: A row per client and round.
+        failures: What failed so far.
         latest: The global student after the last round.
         best_round: Round whose student scored best on val, the first one of equals; 0 before any.
         best_val: Its scores.
@@ -89,6 +98,7 @@ class Scoreboard:
     predict: Predict | None = None
     rounds: list[Row] = field(default_factory=list)
     clients: list[Row] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     latest: Arrays = field(default_factory=dict)
     best_round: int = 0
     best_val: Evaluation | None = None
@@ -114,6 +124,7 @@ class Scoreboard:
         arrays: Arrays,
         reports: Iterable[tuple[float, Mapping[str, Any]]],
         seconds: float,
+        num_failed: int = 0,
     ) -> None:
         """Evaluate a round's student on val and append its rows.
 
@@ -122,11 +133,13 @@ class Scoreboard:
             arrays: The global student after aggregation, and what clients share.
             reports: For each client its weight and its metrics by the keys of wire.
             seconds: Duration of training and aggregation.
+            num_failed: Clients that were asked besides, and left out.
         """
         reports = list(reports)
         student = self.latest = student_arrays(arrays)
         val = validate(self.experiment, self._predict, student, round_number)
-        row: Row = {"round": round_number, **_pooled([metrics for _, metrics in reports])}
+        row: Row = {"round": round_number, "num_clients": len(reports), "num_failed": num_failed}
+        row.update(_pooled([metrics for _, metrics in reports]))
         row.update({f"val_{name}": value for name, value in val.scalars().items()})
         own = self._record_own([metrics for _, metrics in reports])
         pooled = sum(own.values(), start=np.zeros((self.experiment.num_classes,) * 2, np.int64))
@@ -237,7 +250,6 @@ def _pooled(reports: list[Mapping[str, Any]]) -> Row:
                 own.setdefault(key.removeprefix(wire.MEAN), []).append(value)
     terms = {f"train_{name}": value for name, value in _means(sums, num_seen).items()}
     return {
-        "num_clients": len(reports),
         "num_seen": num_seen,
         **_traffic(reports),
         **terms,

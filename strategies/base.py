@@ -172,6 +172,21 @@ class SeededStrategy(Strategy):
         """Numbers of one client that Flower's strategy reads besides the weight."""
         return {}
 
+    @property
+    def partition_ids(self) -> dict[int, int]:
+        """Partition id of each node that answered the roll call."""
+        return {node: number for number, node in self._nodes.items()}
+
+    def check(self, reply: Message) -> None:
+        """Look whether a client's answer to this round's message may be aggregated.
+
+        :meth:`aggregate_train` checks all; this is for who would rather leave one out.
+
+        Raises:
+            UpdateRefused: It has other names, shapes or dtypes, or values that are not finite.
+        """
+        checked_update(reply, self.partition_ids[reply.metadata.src_node_id], self._received)
+
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
         """Wait for all clients and learn which node has which partition.
 
@@ -242,7 +257,7 @@ class SeededStrategy(Strategy):
             ClientFailure: A client raised; its name and traceback are in the text.
             UpdateRefused: A reply has other names, shapes or dtypes, or values that are not finite.
         """
-        numbers = {node: number for number, node in self._nodes.items()}
+        numbers = self.partition_ids
         answers = answers_of(replies, numbers)
         answers.sort(key=lambda reply: numbers[reply.metadata.src_node_id])
         if not answers:
@@ -376,7 +391,7 @@ class SeededStrategy(Strategy):
             ClientFailure: A client raised or did not answer; its name and traceback are in the
                 text.
         """
-        answers = answers_of(replies, {node: number for number, node in self._nodes.items()})
+        answers = answers_of(replies, self.partition_ids)
         metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
         self.evaluations = {cast(int, m[wire.PARTITION_ID]): m for m in metrics}
         if missing := sorted(set(self._nodes) - set(self.evaluations)):

@@ -2,10 +2,12 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import flwr.serverapp.strategy as flower
 
-from strategies.base import WEIGHT, Setup
+from fedkd import wire
+from strategies.base import WEIGHT, Metrics, Setup
 from strategies.uniform import Uniform
 
 logger = logging.getLogger(__name__)
@@ -39,5 +41,19 @@ class FedTrimmedAvg(Uniform):
                 if setup.cohort > 2
                 else "it takes 3 clients a round to leave out one at each end",
             )
+        self._trim = trim
         inner = flower.FedTrimmedAvg(weighted_by_key=WEIGHT, beta=trim)
         super().__init__(setup, inner=inner)
+
+    def weigh(self, metrics: Sequence[Metrics], server_round: int) -> list[float]:
+        """One vote each; a warning where so many clients are missing that nobody is cut off."""
+        num_trained = sum(bool(m[wire.NUM_EXAMPLES]) for m in metrics)
+        if int(self._trim * self.setup.cohort) and not int(self._trim * num_trained):
+            logger.warning(
+                "round %d: strategy.trim = %g of the %d clients that are left cuts nobody off; the "
+                "round is averaged like uniform",
+                server_round,
+                self._trim,
+                num_trained,
+            )
+        return super().weigh(metrics, server_round)

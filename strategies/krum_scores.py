@@ -68,5 +68,6 @@ def check_trained(num_trained: int, name: str, num_malicious: int, factor: int) 
         raise UpdateRefused(
             f"{num_trained} clients of the round have trained on images, but {name} needs "
             f"{needed}; raise partition.min_examples, or lower training.batch_size where "
-            "training.drop_last leaves clients without a batch"
+            "training.drop_last leaves clients without a batch; where clients failed, set "
+            "failures.policy = 'retry'"
         )

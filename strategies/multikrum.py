@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, UpdateRefused
 from strategies.base import Setup
 from strategies.krum_scores import check_cohort, check_trained, nearest
 from strategies.uniform import Uniform
@@ -48,4 +48,12 @@ class MultiKrum(Uniform):
     def select(self, updates: Sequence[npt.NDArray[np.float64]]) -> Sequence[int]:
         """Those with the lowest scores."""
         check_trained(len(updates), self.name, self._num_malicious, 2)
+        most = len(updates) - self._num_malicious
+        if self._num_malicious and self._num_selected > most:
+            raise UpdateRefused(
+                f"{len(updates)} clients of the round have trained on images; of these "
+                f"{self.name} may average {most} with strategy.num_malicious = "
+                f"{self._num_malicious}, but strategy.num_selected is {self._num_selected}; lower "
+                "it, or where clients failed, set failures.policy = 'retry'"
+            )
         return nearest(updates, self._num_malicious, self._num_selected)

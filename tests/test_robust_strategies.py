@@ -203,7 +203,7 @@ def test_a_round_in_which_too_few_have_images_is_refused(name):
     assert str(caught.value) == (
         f"1 clients of the round have trained on images, but {name} needs 3; raise "
         "partition.min_examples, or lower training.batch_size where training.drop_last leaves "
-        "clients without a batch"
+        "clients without a batch; where clients failed, set failures.policy = 'retry'"
     )
 
 

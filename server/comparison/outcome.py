@@ -151,7 +151,7 @@ def gather(recipe: Recipe, plan: Plan, folder: Path) -> Outcome:
         rows.append(row)
     versions = {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
     values = recipe.model_dump(mode="json", exclude_none=True)
-    notes = (*_unpaired(summaries), *_told_of_labels(plan.cells))
+    notes = (*_unpaired(summaries), *_left_out(summaries), *_told_of_labels(plan.cells))
     return Outcome(recipe.name, plan.reference, _frame(rows), notes, values, versions)
 
 
@@ -198,6 +198,17 @@ def _told_of_labels(cells: Iterable[Cell]) -> list[str]:
         "hospital's own student, which is told by this which classes it may be of; no other arm "
         "is, so that a lead says nothing"
         for name, found in arms.items()
+    ]
+
+
+def _left_out(summaries: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[str]:
+    """Cells whose rounds went on without clients that failed; a retry that helped is no matter."""
+    return [
+        f"NOT ALL CLIENTS: {cell.setting + ', ' if cell.setting else ''}{cell.arm}, seed "
+        f"{cell.seed} went on without {', '.join(failed['clients'])} in some rounds, as "
+        f"{failed['num_failed']} of their answers failed (failures.policy = 'continue')"
+        for cell, summary in summaries
+        if (failed := summary.get("failures")) and failed["policy"] == "continue"
     ]
 
 

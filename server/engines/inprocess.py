@@ -22,7 +22,9 @@ from server.engines.clients import Clients, Main
 def run(main: Main, clients: Clients) -> None:
     """Join ServerApp and ClientApp by a Grid in this process; see :class:`Engine`."""
     app = make_app(lambda _: clients.node, ProcessMemory())
-    grid = InProcessGrid(app, clients.experiment.num_clients)
+    experiment = clients.experiment
+    stop = experiment.recipe.failures.policy == "stop"
+    grid = InProcessGrid(app, experiment.num_clients, stop_at_failure=stop)
     make_server_app(main)(grid, flower.server_context())
 
 
@@ -32,10 +34,14 @@ class InProcessGrid(Grid):
     Args:
         client_app: Runs for every node.
         num_clients: Nodes; node ``i`` has partition ``i``.
+        stop_at_failure: Send no further message of a round once a client has raised.
     """
 
-    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
+    def __init__(
+        self, client_app: ClientApp, num_clients: int, *, stop_at_failure: bool = True
+    ) -> None:
         self._app = client_app
+        self._stop_at_failure = stop_at_failure
         self._run = flower.empty_run()
         contexts = (flower.client_context(number, num_clients) for number in range(num_clients))
         self._contexts = {context.node_id: context for context in contexts}
@@ -80,7 +86,8 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the ClientApp for each message; its reply waits under the message's id.
 
-        Stops at the first client that raises; later messages are not sent.
+        With ``stop_at_failure`` it stops at the first client that raises; later messages are not
+        sent.
         """
         ids = []
         for message in messages:
@@ -89,8 +96,8 @@ class InProcessGrid(Grid):
             reply = flower.answer(self._app, message, context)
             self._replies[message.metadata.message_id] = reply
             ids.append(message.metadata.message_id)
-            if reply.has_error():
-                # A failed client stops the round: do not train the others for nothing.
+            if reply.has_error() and self._stop_at_failure:
+                # A failed client ends the run: do not train the others for nothing.
                 break
         return ids
 

@@ -67,6 +67,11 @@ class Record:
         return _read(self.path / "per_class.csv")
 
     @cached_property
+    def failures(self) -> pd.DataFrame:
+        """A row per message to a client that failed; no column if there was none."""
+        return _read(self.path / "failures.csv")
+
+    @cached_property
     def counts(self) -> Integers:
         """Training images, int64 (num_clients, num_classes)."""
         table = _read(self.path / "partition.csv")

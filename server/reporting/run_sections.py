@@ -20,7 +20,7 @@ from server.reporting.record import Record
 
 
 def alarms(group: Group) -> list[Alarm]:
-    """What a reader must know before any number: runs without test scores, doubled seeds."""
+    """What a reader must know first: runs without test scores, missing clients, doubled seeds."""
     found = []
     for record in group.unfinished:
         why = f" ({record.summary['error'].strip()})" if record.summary.get("error") else ""
@@ -31,6 +31,17 @@ def alarms(group: Group) -> list[Alarm]:
                 f"{record.recipe.num_rounds} rounds and no test scores."
             )
         )
+    for record in group.records:
+        missing = record.rounds.get("num_failed", pd.Series(dtype=int))
+        if missing.any():
+            names = ", ".join(record.failures["client"].unique())
+            found.append(
+                Alarm(
+                    f"Clients failed: {record.path.name} (seed {record.seed}) went on without them "
+                    f"in {(missing > 0).sum()} of {len(missing)} rounds; {missing.sum()} students "
+                    f"are missing, of {names}. failures.csv in the run directory says why."
+                )
+            )
     if group.doubled:
         names = ", ".join(record.path.name for record in group.doubled)
         found.append(

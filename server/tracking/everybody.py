@@ -91,6 +91,12 @@ class Everybody(Observer):
             self._results.round_finished(board)
         self._tell("round_finished", board)
 
+    def client_failed(self, board: Scoreboard) -> None:
+        """See :class:`Observer`."""
+        if self._results:
+            self._results.client_failed(board)
+        self._tell("client_failed", board)
+
     def run_ended(self, board: Scoreboard | None, summary: Mapping[str, Any]) -> None:
         """See :class:`Observer`."""
         self._tell("run_ended", board, summary)

@@ -8,7 +8,7 @@ from typing import Any
 from server.scoreboard import Scoreboard
 
 _GROUPS = {"train_": "train", "val_": "val", "own_val_": "own_val"}
-_OF_ROUND = ("num_clients", "num_seen", "seconds")
+_OF_ROUND = ("num_clients", "num_failed", "num_seen", "seconds")
 _NO_NUMBERS = ("round", "partition_id", "client")
 
 

@@ -1,0 +1,186 @@
+"""Asking clients, and what is done with those that fail: ``failures`` of the recipe.
+
+An engine answers for a client that raised, died or was late with an error; nothing is decided
+there. What a client says failed, counts whatever it is, also a text that says what the user is to
+mend: it may be one hospital's disk, which is what ``continue`` is for, and a mistake in the recipe
+is every client's, so that nobody survives and the run ends with that text.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedkd.errors import ClientFailure, UpdateRefused
+from fedkd.experiment import Experiment
+from server.failures import Doing, Failure, in_one_line, reasons
+from server.scoreboard import Observer, Scoreboard
+from strategies.base import SeededStrategy
+
+logger = logging.getLogger(__name__)
+
+
+class Asker:
+    """Sends messages to clients, and follows the recipe's policy where one fails.
+
+    Args:
+        grid: Reaches the clients.
+        strategy: Knows which node has which partition, and checks what clients send.
+        experiment: Its recipe has the policy.
+        board: Failures are noted there.
+        observer: Told of each.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: SeededStrategy,
+        experiment: Experiment,
+        board: Scoreboard,
+        observer: Observer | None = None,
+    ) -> None:
+        self._grid = grid
+        self._strategy = strategy
+        self._names = experiment.partition.client_names
+        self._config = experiment.recipe.failures
+        self._board = board
+        self._observer = observer
+
+    def train(self, messages: Iterable[Message], round_number: int) -> list[Message]:
+        """The answers of a round that may be aggregated; at least one.
+
+        Raises:
+            ClientFailure: Clients failed, and the policy does not go on without them.
+        """
+        sent = list(messages)
+        answers, failed = self._ask(sent, round_number, "train")
+        if self._config.policy != "continue":
+            self._end(failed)
+            return answers
+        accepted = []
+        for answer in answers:
+            number = self._strategy.partition_ids[answer.metadata.src_node_id]
+            try:
+                self._strategy.check(answer)
+            except UpdateRefused as error:
+                failed.append(self._note(round_number, number, "train", 1, str(error)))
+            else:
+                accepted.append(answer)
+        fraction, allowed = len(failed) / len(sent), self._config.max_fraction
+        if fraction > allowed:
+            failed.sort(key=lambda f: f.partition_id)
+            names = ", ".join(f.name for f in failed)
+            raise ClientFailure(
+                f"{len(failed)} of {len(sent)} clients failed in round {round_number} ({names}), "
+                f"a fraction of {fraction:.2g}, and failures.max_fraction is {allowed:g}; mend "
+                f"what they say:\n{reasons(failed)}"
+            )
+        return accepted
+
+    def evaluate(self, messages: Iterable[Message], round_number: int) -> list[Message]:
+        """The answers of all clients: each predicts images that no other one can.
+
+        Raises:
+            ClientFailure: A client failed, with ``retry`` as often as it may be asked.
+        """
+        answers, failed = self._ask(list(messages), round_number, "evaluate")
+        if failed and self._config.policy == "continue":
+            raise ClientFailure(
+                f"{failed[0].name} did not evaluate after round {round_number}: a round can be "
+                "aggregated without a client (failures.policy = 'continue'), but with this "
+                "strategy.exchange nobody else can predict its part of val and test; set "
+                f"failures.policy = 'retry', or mend what it says:\n{reasons(failed)}"
+            )
+        self._end(failed)
+        return answers
+
+    def _ask(
+        self, messages: Sequence[Message], round_number: int, doing: Doing
+    ) -> tuple[list[Message], list[Failure]]:
+        """What was answered, and the last failure of each client that did not, by partition id."""
+        config = self._config
+        answers: list[Message] = []
+        failed: list[Failure] = []
+        for attempt in range(1, (config.retries if config.policy == "retry" else 0) + 2):
+            replies = self._grid.send_and_receive(messages, timeout=config.timeout_s)
+            good, bad = self._sort_out(messages, replies)
+            answers += good
+            failed = [
+                self._note(round_number, number, doing, attempt, bad[number])
+                for number in sorted(bad)
+            ]
+            if not failed:
+                break
+            numbers = self._strategy.partition_ids
+            messages = [_again(m) for m in messages if numbers[m.metadata.dst_node_id] in bad]
+        return answers, failed
+
+    def _sort_out(
+        self, messages: Sequence[Message], replies: Iterable[Message]
+    ) -> tuple[list[Message], dict[int, str]]:
+        """Answers, and why others failed, by partition id."""
+        numbers = self._strategy.partition_ids
+        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
+        silent = {m.metadata.dst_node_id for m in messages}
+        answers, failed = [], {}
+        for reply in replies:
+            # Flower's own error replies (a node that has gone) come from the SuperLink.
+            told = reply.metadata
+            node = asked.get(told.reply_to_message_id, told.src_node_id)
+            silent.discard(node)
+            if reply.has_error():
+                failed[numbers.get(node, node)] = reply.error.reason or "it gave no reason"
+            else:
+                answers.append(reply)
+        # With stop, an engine need not ask the others once one has failed.
+        if not (failed and self._config.policy == "stop"):
+            limit = self._config.timeout_s
+            within = "" if limit is None else f" within {limit:g} s (failures.timeout_s)"
+            failed |= {numbers[node]: f"it did not answer{within}" for node in silent}
+        return answers, failed
+
+    def _note(
+        self, round_number: int, number: int, doing: Doing, attempt: int, reason: str
+    ) -> Failure:
+        name = self._names[number]
+        failure = Failure(round_number, number, name, doing, attempt, reason)
+        logger.warning(
+            "round %d: %s failed to %s, attempt %d: %s",
+            round_number,
+            failure.name,
+            doing,
+            attempt,
+            in_one_line(reason),
+        )
+        self._board.failures.append(failure)
+        if self._observer:
+            self._observer.client_failed(self._board)
+        return failure
+
+    def _end(self, failed: Sequence[Failure]) -> None:
+        """End the run if a client failed to the end."""
+        if not failed:
+            return
+        if self._config.policy != "retry":
+            raise ClientFailure(reasons(failed))
+        attempts = failed[0].attempt
+        raise ClientFailure(
+            "\n".join(
+                f"{f.name} was asked {attempts} times to {f.doing} in round {f.round} and failed "
+                f"each time (failures.retries is {self._config.retries}); the last time: "
+                f"{f.reason}"
+                for f in failed
+            )
+        )
+
+
+def _again(message: Message) -> Message:
+    """The same message, new: a message that was sent has an id, and a time to live."""
+    told = message.metadata
+    return Message(
+        content=message.content,
+        message_type=told.message_type,
+        dst_node_id=told.dst_node_id,
+        group_id=told.group_id,
+    )
