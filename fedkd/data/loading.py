@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedkd.data.ahead import read_ahead
 from fedkd.data.images import Integers, LabelledImages
 from fedkd.data.pixels import Array, read_batches
 
@@ -27,6 +28,8 @@ class Loader:
         indices: Rows of the store that belong to this client, int64 (n,).
         device: Where batches go.
         dtype: Floating-point type of the pixels.
+        prefetch: Batches of :meth:`batches` that a thread reads, pins and sends ahead to a GPU; 0
+            reads each when its turn comes. Without effect on a CPU. The numbers are the same.
     """
 
     def __init__(
@@ -35,12 +38,14 @@ class Loader:
         indices: Integers,
         device: torch.device,
         dtype: torch.dtype,
+        prefetch: int = 0,
     ) -> None:
         self.data = data
         self.indices = indices
         self.labels = data.labels[indices]
         self.device = device
         self.dtype = dtype
+        self.prefetch = prefetch
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,24 +60,58 @@ class Loader:
 
     def batch(self, positions: Integers) -> tuple[Tensor, Tensor]:
         """Pixels and labels (int64) of the images at these positions."""
-        return self.pixels(positions), torch.from_numpy(self.labels[positions]).to(self.device)
+        return self.pixels(positions), self._send(self.labels[positions])
 
     def batches(self, plan: Sequence[Integers]) -> Generator[tuple[Tensor, Tensor], None, None]:
         """What :meth:`batch` gives for each element of ``plan``, in order.
 
-        Images that come from files are decoded ahead of their use, by threads that end with the
-        generator: close it (``contextlib.closing``) if it may not be read to its end.
+        Images that come from files are decoded ahead of their use, and those for a GPU are sent
+        ahead, by threads that end with the generator: close it (``contextlib.closing``) if it may
+        not be read to its end.
         """
+        if self.device.type == "cuda" and self.prefetch:
+            return self._ahead(plan)
+        return self._one_by_one(plan)
+
+    def _one_by_one(self, plan: Sequence[Integers]) -> Generator[tuple[Tensor, Tensor], None, None]:
         with closing(read_batches(self.data.images, (self.indices[p] for p in plan))) as read:
             for positions, images in zip(plan, read, strict=True):
-                labels = torch.from_numpy(self.labels[positions])
-                yield self._to_device(images), labels.to(self.device)
+                yield self._to_device(images), self._send(self.labels[positions])
+
+    def _ahead(self, plan: Sequence[Integers]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Copies run on a stream of their own, beside the steps on the caller's.
+
+        As torch documents for its streams: the caller's waits for the copy of its batch, and is
+        noted as a user of the memory, which is not given to another batch before.
+        """
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+        def sent() -> Generator[tuple[Tensor, Tensor, torch.cuda.Event], None, None]:
+            with closing(read_batches(self.data.images, (self.indices[p] for p in plan))) as read:
+                for positions, images in zip(plan, read, strict=True):
+                    # Not around the yield: the stream is the thread's, and others run after it.
+                    with torch.cuda.stream(side):
+                        pixels, labels = self._to_device(images), self._send(self.labels[positions])
+                        copied = side.record_event()
+                    yield pixels, labels, copied
+
+        with closing(read_ahead(sent(), self.prefetch)) as ahead:
+            for pixels, labels, copied in ahead:
+                current = torch.cuda.current_stream(self.device)
+                current.wait_event(copied)
+                pixels.record_stream(current)
+                labels.record_stream(current)
+                yield pixels, labels
+
+    def _send(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # of other memory, a copy makes the program wait
+        return tensor.to(self.device, non_blocking=True)
 
     def _to_device(self, images: Array) -> Tensor:
         """``images`` is a copy already, which nobody else has."""
-        pixels = torch.from_numpy(images)
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        values = pixels.to(self.device, non_blocking=True).to(self.dtype)
+        sent = self._send(images)
+        values = sent.to(self.dtype)
         # In place: the division costs no second array, which is most of its time.
-        return values.div_(255) if pixels.dtype == torch.uint8 else values
+        return values.div_(255) if sent.dtype == torch.uint8 else values
