@@ -60,7 +60,9 @@ class EKD(Stateless):
         return self._features(pixels)
 
     def _features(self, pixels: Tensor) -> Tensor:
-        return self.teacher.features(pixels) if self._kept is None else self._next.to(pixels)
+        if self._kept is None:
+            return self.teacher.features(pixels)
+        return self._next.to(pixels, non_blocking=True)
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch."""

@@ -211,7 +211,7 @@ class FoPro(EKD):
     def target(self, pixels: Tensor) -> Tensor:
         """Features of the prompted images, float (batch, D), a constant."""
         if self._bank is not None:
-            return self._next.to(pixels)
+            return self._next.to(pixels, non_blocking=True)
         assert self._draws is not None, "start_round() comes first"
         with torch.no_grad():
             prompted = self.prompter(pixels, self._draws)

@@ -33,6 +33,7 @@ from fedkd.training import (
     make_optimizer,
     num_examples_per_epoch,
     optimizer_state,
+    sum_by_class,
     train_epochs,
 )
 
@@ -309,7 +310,8 @@ class Node:
         config = self.experiment.recipe.training
         num_images = len(loader) if config.shuffle else num_examples_per_epoch(len(loader), config)
         student = self._student.eval()
-        sums = torch.zeros(self.experiment.num_classes, dtype=torch.float64, device=loader.device)
+        losses: list[Tensor] = []
+        seen: list[Tensor] = []
         plan = in_order(num_images, config.batch_size)
         with closing(loader.batches(plan)) as loaded:
             for rows, (pixels, labels) in zip(plan, loaded, strict=True):
@@ -320,12 +322,12 @@ class Node:
                     self._score_targets[key] = None if target is None else target.cpu()
                 target = self._score_targets[key]
                 if target is not None:
-                    target = target.to(loader.device)
-                scores = objective.scores(student, pixels, labels, target)
-                sums.index_add_(0, labels, scores.double())
+                    target = target.to(loader.device, non_blocking=True)
+                losses.append(objective.scores(student, pixels, labels, target))
+                seen.append(labels)
                 if on_step:
                     on_step(int(rows[-1]) + 1, num_images)
-        return sums.cpu()
+        return sum_by_class(losses, seen, self.experiment.num_classes)[0]
 
     def _announcer(self, partition_id: int, what: str) -> OnStep | None:
         progress = self.progress

@@ -1,6 +1,6 @@
 """The local training loop: batches in a seeded order, a step each, sums of what it saw."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Literal, NamedTuple
 
@@ -170,6 +170,28 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, T
     optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 
 
+def sum_by_class(
+    losses: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses of each class, float64 (num_classes,), and number of its images, int64.
+
+    Added on the CPU in the given order: a GPU adds in any order, and no two runs would give the
+    same bits.
+
+    Args:
+        losses: Of each batch, float (batch,), on any device; copied from it once, all together.
+        labels: Of each batch, int64 (batch,).
+        num_classes: Absent ones, which have 0, included.
+    """
+    sums = torch.zeros(num_classes, dtype=torch.float64)
+    seen = torch.zeros(num_classes, dtype=torch.int64)
+    if labels:
+        classes = torch.cat(list(labels)).cpu()
+        sums.index_add_(0, classes, torch.cat(list(losses)).cpu().double())
+        seen.index_add_(0, classes, torch.ones_like(classes))
+    return sums, seen
+
+
 def train_epochs(
     student: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -204,11 +226,10 @@ def train_epochs(
     total = sum(len(rows) for rows in plan)
     num_seen = 0
     sums: dict[str, Tensor] = {}
-    # Sums stay on the device, in float64: a GPU is not made to wait, and long epochs do not lose
-    # digits.
-    device = next(student.parameters()).device
-    class_losses = torch.zeros(num_classes, dtype=torch.float64, device=device)
-    class_seen = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    # Losses stay on the device until the end: a GPU is not made to wait. Sums are in float64: long
+    # epochs do not lose digits.
+    per_example: list[Tensor] = []
+    seen: list[Tensor] = []
     with closing(load_batches(plan)) as loaded:
         for rows, (pixels, labels) in zip(plan, loaded, strict=True):
             losses = loss(augment(pixels), labels)
@@ -217,12 +238,13 @@ def train_epochs(
             if clip_norm:
                 nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
             optimizer.step()
-            class_losses.index_add_(0, labels, losses.per_example.detach().double())
-            class_seen.index_add_(0, labels, torch.ones_like(labels))
+            per_example.append(losses.per_example.detach())
+            seen.append(labels)
             for name, value in losses.terms.items():
                 sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
             num_seen += len(rows)
             if on_batch:
                 on_batch(num_seen, total)
     terms = {name: float(value) for name, value in sums.items()}
-    return EpochSums(num_seen, terms, class_losses.cpu(), class_seen.cpu())
+    class_losses, class_seen = sum_by_class(per_example, seen, num_classes)
+    return EpochSums(num_seen, terms, class_losses, class_seen)

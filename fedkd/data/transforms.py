@@ -24,7 +24,7 @@ def dihedral(pixels: Tensor, coins: Tensor) -> Tensor:
     kinds = (coins.long() * torch.tensor([4, 2, 1])).sum(1)
     for kind in sorted(set(kinds.tolist())):
         rows, columns, transpose = kind & 4, kind & 2, kind & 1
-        group = (kinds == kind).nonzero().squeeze(1).to(pixels.device)
+        group = _beside((kinds == kind).nonzero().squeeze(1), pixels, torch.int64)
         axes = [axis for axis, flipped in ((-2, rows), (-1, columns)) if flipped]
         view = pixels[group].flip(axes)
         out[group] = view.transpose(-1, -2) if transpose else view
@@ -43,7 +43,7 @@ def affine(pixels: Tensor, matrix: Tensor) -> Tensor:
     height, width = pixels.shape[-2:]
     # grid_sample counts from the centre, in half widths and half heights.
     halves = torch.tensor([[2 / width], [2 / height]], dtype=matrix.dtype)
-    matrix = (matrix * halves).to(pixels)
+    matrix = _beside(matrix * halves, pixels)
     x = torch.arange(width, device=pixels.device, dtype=pixels.dtype) - (width - 1) / 2
     y = torch.arange(height, device=pixels.device, dtype=pixels.dtype) - (height - 1) / 2
     grid = pixels.new_empty((len(pixels), height, width, 2))
@@ -67,7 +67,7 @@ def gaussian_blur(pixels: Tensor, deviations: Tensor, radii: tuple[int, int]) ->
     for axis, radius, length in ((-2, down, height), (-1, to_right, width)):
         offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
         taps = torch.exp(-((offsets / deviations[:, 1 if axis == -2 else 0, None]) ** 2) / 2)
-        taps = (taps / taps.sum(1, keepdim=True)).to(pixels)
+        taps = _beside(taps / taps.sum(1, keepdim=True), pixels)
         blurred = padded.narrow(axis, 0, length) * _each(taps[:, 0])
         for start in range(1, 2 * radius + 1):
             blurred.addcmul_(padded.narrow(axis, start, length), _each(taps[:, start]))
@@ -77,20 +77,20 @@ def gaussian_blur(pixels: Tensor, deviations: Tensor, radii: tuple[int, int]) ->
 
 def brightness_(pixels: Tensor, factor: Tensor) -> Tensor:
     """Multiply by the factor (batch,), within [0, 1]; as torchvision."""
-    return pixels.mul_(_each(factor.to(pixels))).clamp_(0, 1)
+    return pixels.mul_(_each(_beside(factor, pixels))).clamp_(0, 1)
 
 
 def contrast_(pixels: Tensor, factor: Tensor) -> Tensor:
     """Stretch by the factor (batch,) about the image's mean grey, within [0, 1]; as torchvision."""
     mean = _mean(_grey(pixels, (0.2989, 0.587, 0.114)))
-    factor = factor.to(pixels)
+    factor = _beside(factor, pixels)
     return pixels.mul_(_each(factor)).add_(_each((1 - factor) * mean)).clamp_(0, 1)
 
 
 def saturation_(pixels: Tensor, factor: Tensor) -> Tensor:
     """Stretch by the factor (batch,) about each pixel's grey, within [0, 1]; as torchvision."""
     grey = _grey(pixels, (0.2989, 0.587, 0.114)).unsqueeze(1)
-    factor = _each(factor.to(pixels))
+    factor = _each(_beside(factor, pixels))
     return pixels.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
 
@@ -111,7 +111,7 @@ def hue_(pixels: Tensor, turns: Tensor) -> Tensor:
     for channel, plus, minus, start in ((green, blue, red, 2), (red, green, blue, 0)):
         other = (plus - minus).mul_(scale).add_(start)
         hue.addcmul_(other.sub_(hue), (high == channel).to(hue))
-    hue.add_(_each(6 * turns).squeeze(1).to(pixels))
+    hue.add_(_beside(_each(6 * turns).squeeze(1), pixels))
     hue.sub_((hue / 6).floor_(), alpha=6)
     shares = (
         (hue - 3).abs_().sub_(1),
@@ -136,12 +136,20 @@ def jitter_(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Te
     """
     # All three are linear: gain * (saturation * pixel + (1 - saturation) * grey) + shift.
     grey = _grey(pixels, (1 / 3, 1 / 3, 1 / 3))
-    shift = (brightness * (1 - contrast)).to(pixels) * _mean(grey)
+    shift = _beside(brightness * (1 - contrast), pixels) * _mean(grey)
     gain = brightness * contrast
-    grey.mul_(_each(gain * (1 - saturation)).squeeze(1).to(pixels))
+    grey.mul_(_beside(_each(gain * (1 - saturation)).squeeze(1), pixels))
     grey.add_(_each(shift).squeeze(1))
-    pixels.mul_(_each((gain * saturation).to(pixels))).add_(grey.unsqueeze(1))
+    pixels.mul_(_each(_beside(gain * saturation, pixels))).add_(grey.unsqueeze(1))
     return pixels.clamp_(0, 1)
+
+
+def _beside(values: Tensor, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Parameters on the device of the pixels and, unless another is given, in their dtype.
+
+    So few numbers go into the GPU's queue: the program need not wait until all before is done.
+    """
+    return values.to(pixels.device, dtype or pixels.dtype, non_blocking=True)
 
 
 def _each(values: Tensor) -> Tensor:

@@ -205,15 +205,17 @@ class Explorer:
         self._adam.zero_grad(set_to_none=True)
         terms["explore_loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.generator.parameters(), config.clip_norm)
-        if not norm.isfinite():
+        read = {**terms, "clean_prior": clean_prior, "norm": norm}
+        # All at once: each number that is read makes the program wait for the GPU.
+        numbers = torch.stack([value.detach().double() for value in read.values()]).tolist()
+        values = dict(zip(read, numbers, strict=True))
+        if not math.isfinite(values.pop("norm")):
             raise ConfigError(
                 f"step {self.num_steps + 1} of exploration has a gradient that is not finite "
-                f"(explore_loss {terms['explore_loss'].item():.3g}); use a lower "
+                f"(explore_loss {values['explore_loss']:.3g}); use a lower "
                 f"explore.learning_rate (it is {config.learning_rate})"
             )
         self._adam.step()
-        values = {name: value.item() for name, value in terms.items()}
-        values["clean_prior"] = clean_prior.item()
         self._guard(values["prior"], values["clean_prior"])
         return {**values, "gamma_effective": gamma}
 

@@ -55,7 +55,7 @@ def draw_latents(
     """
     z = torch.randn(num_images if per == "image" else 1, latent_dim, generator=rng)
     strength = max_strength * torch.rand(num_images, generator=rng)
-    return z.to(like), strength.to(like)
+    return z.to(like, non_blocking=True), strength.to(like, non_blocking=True)
 
 
 def apply_prompt(
