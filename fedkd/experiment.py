@@ -106,7 +106,11 @@ class Experiment:
     def loader(self, partition_id: int) -> Loader:
         """The training images of one client."""
         return Loader(
-            self.splits.train, self.partition.indices[partition_id], self.device, self.dtype
+            self.splits.train,
+            self.partition.indices[partition_id],
+            self.device,
+            self.dtype,
+            self.recipe.engine.prefetch,
         )
 
     @property
@@ -135,9 +139,12 @@ class Experiment:
     def held_out_loader(self, split: HeldOut, partition_id: int | None = None) -> Loader:
         """A held-out split, or one client's own part of it."""
         images: LabelledImages = getattr(self.splits, split)
-        if partition_id is None:
-            return Loader(images, np.arange(len(images)), self.device, self.dtype)
-        return Loader(images, self.held_out_rows[split][partition_id], self.device, self.dtype)
+        rows = (
+            np.arange(len(images))
+            if partition_id is None
+            else self.held_out_rows[split][partition_id]
+        )
+        return Loader(images, rows, self.device, self.dtype, self.recipe.engine.prefetch)
 
     def teacher_of(self, partition_id: int) -> Teacher:
         """The frozen teacher of one client; only where the objective has one."""
@@ -177,8 +184,12 @@ class Experiment:
         )
         # Given weights may be float64: widen first, so that they are not rounded on the way in.
         student = student.to(self.device, self.dtype)
-        # Convolutions of torch run two to three times as fast with channels last, on CPUs as well.
-        student = student.to(memory_format=torch.channels_last)
+        if self.recipe.engine.channels_last:
+            # Convolutions of torch run two to three times as fast with it, on CPUs as well. They
+            # bring the pixels into the layout of their weights.
+            student = student.to(memory_format=torch.channels_last)
+        if self.recipe.engine.mixed_precision == "bfloat16":
+            student.precision = "bfloat16"
         if isinstance(self.initial_student, nn.Module):
             load_initial(student, self.initial_student.state_dict())
         elif self.initial_student is not None:
@@ -242,6 +253,7 @@ def open_experiment(
             divided.client_names,
             Loader(splits.train, np.arange(2), device, dtype).pixels(np.arange(2)),
             with_reference=recipe.objective.name == "fopro",
+            mixed=recipe.engine.mixed_precision == "bfloat16",
         )
         configs = (
             tuple(recipe.teacher.of_clients(divided.client_names))

@@ -175,6 +175,16 @@ class Recipe(Section):
     """What `fedkd compare` varies."""
 
     @model_validator(mode="after")
+    def _float64_is_not_rounded(self) -> Self:
+        if self.engine.mixed_precision != "no" and self.training.dtype == "float64":
+            raise ValueError(
+                f"engine.mixed_precision is {self.engine.mixed_precision!r} with training.dtype = "
+                "'float64', which mixed precision does not round; set engine.mixed_precision = "
+                "'no', or training.dtype = 'float32'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _moco_reads_no_label(self) -> Self:
         if self.objective.name != "moco":
             return self

@@ -154,7 +154,7 @@ def test_another_number_has_another_file(tiny_teacher, tmp_path):
     assert not same_file(frozen(network), loaders)
     assert not same_file(frozen(tiny_teacher, input_size=32), loaders)
     assert not same_file(frozen(tiny_teacher, mean=(0.4,) * 3), loaders)
-    assert not same_file(teacher, loaders, precision="bfloat16")
+    assert not same_file(frozen(tiny_teacher, precision="bfloat16"), loaders)
     assert not same_file(teacher, loaders, "dihedral")
     assert not same_file(teacher, changed_images(changed))
     assert not same_file(teacher, changed_images(images.images[::-1]))

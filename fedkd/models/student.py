@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedkd.errors import StudentError
 from fedkd.models.small_resnet import num_deepest
 from fedkd.models.states import mismatches
+from fedkd.precision import Precision, run_backbone
 
 
 class StudentOutput(NamedTuple):
@@ -73,8 +74,13 @@ class Student(nn.Module):
         cosine: Build cosine classifiers instead of linear ones, for LDAM.
         mean: Subtracted from each channel of the pixels; empty means pixels are used as they are.
         std: Divides each channel afterwards.
+
+    Attributes:
+        precision: Of the backbone, see :func:`fedkd.precision.run_backbone`; heads compute in the
+            type of the weights, so that what a loss reads is not rounded. No part of the state.
     """
 
+    precision: Precision
     mean: Tensor
     std: Tensor
 
@@ -96,6 +102,7 @@ class Student(nn.Module):
         assert sum(projectors) <= 1, "a student has one projector"
         classifier = CosineClassifier if cosine else nn.Linear
         self.backbone = backbone
+        self.precision = "full"
         self.p1: nn.Module | None = None
         self.p2: nn.Module | None = None
         if contrastive:
@@ -126,7 +133,7 @@ class Student(nn.Module):
         """Run backbone and heads on pixels, float (batch, 3, height, width)."""
         if self.mean.numel():
             pixels = (pixels - self.mean) / self.std
-        features = self.backbone(pixels)
+        features = run_backbone(self.backbone, pixels, self.precision)
         if self.p1 is not None and self.p2 is not None:
             projection = self.p2(F.relu(self.p1(features)))
             return StudentOutput(features, self.fc(projection), projection, None)

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from fedkd.config import Section
 from fedkd.data.augment import DIHEDRAL
 from fedkd.errors import ConfigError
+from fedkd.precision import Precision
 from fedkd.teachers import zoo
 from fedkd.teachers.card import Channels
-from fedkd.teachers.frozen import Precision
 
 InputSize = Literal["native", "as_is"] | int
 MIN_SIDE = 16

@@ -100,7 +100,7 @@ def keep_features(
             continue
         tell_another_method(config.views, augmentation)
         rows = np.unique(np.concatenate([loaders[client].indices for client in clients]))
-        loader = Loader(first.data, rows, first.device, first.dtype)
+        loader = Loader(first.data, rows, first.device, first.dtype, first.prefetch)
         missing = np.array([row for row in rows.tolist() if row not in digests], np.int64)
         digests.update(zip(missing.tolist(), _digests(first, missing), strict=True))
         square = first.data.images.shape[-1] == first.data.images.shape[-2]
@@ -109,7 +109,6 @@ def keep_features(
             teachers[clients[0]],
             loader,
             num_views,
-            config.precision,
             hashlib.sha256(b"".join(digests[row] for row in rows.tolist())).hexdigest(),
             paths.cache_dir() if cache_dir is None else cache_dir,
         )
@@ -157,13 +156,12 @@ def features_of(
                 yield slice(rows[0], rows[-1] + 1), number, features[: len(rows)].cpu().numpy()
 
 
-def _open(
-    teacher: Teacher, loader: Loader, num_views: int, precision: str, content: str, cache_dir: Path
-) -> Array:
+def _open(teacher: Teacher, loader: Loader, num_views: int, content: str, cache_dir: Path) -> Array:
     """The stored features, computed if they are not there."""
     dtype = np.dtype(str(loader.dtype).removeprefix("torch."))
     shape = (len(loader), num_views, teacher.num_features)
-    key = f"format {_FORMAT} {content} {shape} {dtype} {precision} {_identity(teacher, loader)}"
+    about = f"{shape} {dtype} {teacher.precision} {_identity(teacher, loader)}"
+    key = f"format {_FORMAT} {content} {about}"
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     path = cache_dir / "features" / name
     try:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import TeacherError
+from fedkd.precision import Precision, run_backbone
 from fedkd.teachers.moments import Moments, has_running_moments, measure_moments, record
 from fedkd.teachers.moments import running_moments as read_running_moments
 
 HeadKind = Literal["contrastive", "supervised", "none"]
-Precision = Literal["full", "bfloat16", "float16"]
 
 
 class Observation(NamedTuple):
@@ -50,12 +50,11 @@ class Teacher(nn.Module):
         head_slice: The features that the head takes; None means all.
         reference: Feature moments of the teacher's own data, by the backbone's module names.
             None means the running ones of its BatchNorm layers, where those are usable now.
-        precision: ``"full"`` computes in the type of the weights. Otherwise the backbone runs under
-            autocast: convolutions and products are of rounded numbers, on float32 weights; float64
-            is left as it is. Normalisation, head, moments and the features' type stay as they are.
-            Passes with a gradient are in full precision with ``"float16"``: gradients of moments,
-            means over up to millions of values, are below its range (our choice; 94 % of them were
-            0 for the embedded teacher's prior on 32 images of 64 px, and none with bfloat16).
+        precision: Of the backbone, see :func:`fedkd.precision.run_backbone`. Moments stay as they
+            are. Passes with a gradient are in full precision with ``"float16"``: gradients of
+            moments, means over up to millions of values, are below its range (our choice; 94 % of
+            them were 0 for the embedded teacher's prior on 32 images of 64 px, and none with
+            bfloat16).
 
     Raises:
         ValueError: If arguments contradict each other.
@@ -122,12 +121,8 @@ class Teacher(nn.Module):
         """Features (batch, D) of pixels (batch, 3, height, width), differentiable in the pixels."""
         prepared = self.prepare(pixels)
         learns = prepared.requires_grad and torch.is_grad_enabled()
-        if self.precision == "full" or (self.precision == "float16" and learns):
-            features: Tensor = self.backbone(prepared)
-            return features
-        with torch.autocast(prepared.device.type, getattr(torch, self.precision)):
-            features = self.backbone(prepared)
-        return features.to(prepared.dtype)
+        full = self.precision == "float16" and learns
+        return run_backbone(self.backbone, prepared, "full" if full else self.precision)
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:

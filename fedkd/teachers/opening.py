@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import ConfigError, TeacherError
+from fedkd.precision import Precision
 from fedkd.teachers.checkpoints import try_out
 from fedkd.teachers.config import OneTeacherConfig, TeacherConfig
-from fedkd.teachers.frozen import Precision, Teacher
+from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.loading import open_teacher
 from fedkd.teachers.reference import measure_reference
 from fedkd.teachers.sharing import share
@@ -24,6 +25,7 @@ def open_teachers(
     client_names: Sequence[str],
     pixels: Tensor,
     with_reference: bool,
+    mixed: bool = False,
 ) -> tuple[Teacher, ...]:
     """One teacher per client; clients with the same one share the object.
 
@@ -37,6 +39,7 @@ def open_teachers(
         pixels: A batch of training images, (batch, 3, height, width), with the device and the
             dtype that teachers shall have.
         with_reference: Measure feature moments where a teacher has no usable ones.
+        mixed: Teachers whose precision is full get bfloat16 (``engine.mixed_precision``).
 
     Raises:
         ConfigError: The config names clients that do not exist, or wants float64 rounded.
@@ -74,6 +77,8 @@ def open_teachers(
         else:
             teacher = open_teacher(own)
         teacher = teacher.to(pixels.device, pixels.dtype).to(memory_format=torch.channels_last)
+        if mixed and teacher.precision == "full":
+            teacher.precision = "bfloat16"
         if not isinstance(source, nn.Module):
             share(teacher)
             if teacher.input_size is None:  # else opening has tried it

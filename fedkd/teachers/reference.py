@@ -144,7 +144,7 @@ def _settings(
         "images": images,
         "image_size": image_size,
         "input_size": teacher.input_size,
-        "precision": config.precision,
+        "precision": teacher.precision,
         "dtype": str(teacher.mean.dtype),
         "device": teacher.mean.device.type,
         "num_threads": torch.get_num_threads(),
