@@ -19,6 +19,7 @@ from clients.factory import make_objective
 from clients.objective import Objective, OnStep
 from clients.proximal import add_proximal, parameters_of
 from fedkd import files, seeding, wire
+from fedkd.compiling import compile_student
 from fedkd.data.augment import Draws, augment_, draw
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
@@ -91,6 +92,8 @@ class Node:
         self.students_folder = students_folder
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
+        if experiment.recipe.engine.compile:
+            compile_student(self._student, experiment.loader(0).pixels(np.arange(1)))
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
         self._initial_local = self._local_tensors()
         self._initial = True

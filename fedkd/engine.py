@@ -41,13 +41,16 @@ class EngineConfig(Section):
     """CPU threads of torch for each client that trains; not given means torch's own choice, and
     with several workers the cores divided by them. It can change the last bits."""
     mixed_precision: Literal["no", "bfloat16"] = "no"
-    """bfloat16: forward passes of students and teachers under autocast; weights, losses and sums
-    stay float32. Changes numbers."""
+    """bfloat16: backbones of students, and of teachers whose teacher.precision is full, run under
+    autocast; weights, heads, losses, Fourier transforms and sums stay float32, and so does what is
+    saved. Changes numbers. Not with training.dtype = float64."""
     channels_last: bool = True
-    """Memory layout of students and batches. Can change the last bits."""
+    """Memory layout of students, whose convolutions bring batches into it. Can change the last
+    bits."""
     compile: bool = False
-    """torch.compile for the students' networks: minutes at the start, faster steps on a GPU. Can
-    change the last bits."""
+    """torch.compile for the backbone that a process trains its clients' students with: minutes at
+    the start of every process, faster steps on a GPU. Needs a C++ compiler. Can change the last
+    bits; a student with dropout (efficientnet_b0) gets other draws."""
     prefetch: int = Field(default=2, ge=0, le=64)
     """Batches that are read, pinned and sent ahead to a GPU while it computes; 0 reads each when
     its turn comes. Without effect on a CPU."""
