@@ -17,6 +17,13 @@ logger = logging.getLogger(__name__)
 
 def check_images(splits: Splits, recipe: Recipe) -> None:
     """Refuse images that students, teachers or prompts cannot take (DataError)."""
+    check_selection(splits, recipe)
+    for name in SPLITS:
+        check_split(name, getattr(splits, name), recipe)
+
+
+def check_selection(splits: Splits, recipe: Recipe) -> None:
+    """Refuse val images on which rounds cannot be compared as the recipe asks (DataError)."""
     if recipe.evaluation.select_on == "macro_auroc" and len(np.unique(splits.val.labels)) == 1:
         raise DataError(
             "all val images are of one class, on which evaluation.select_on = 'macro_auroc' is not "
@@ -33,52 +40,54 @@ def check_images(splits: Splits, recipe: Recipe) -> None:
                     "neighbours among the labelled val images, each by those of other lesions or "
                     "patients, and needs two of each at least"
                 )
-    for name in ("train", "val", "test"):
-        images: LabelledImages = getattr(splits, name)
-        if not len(images):
-            raise DataError(f"the {name} split is empty; it needs at least one image")
-        if images.images.shape[1] != 3:
-            raise DataError(
-                f"{name} images have {images.images.shape[1]} channels; students and teachers "
-                "take 3 (repeat a grey channel three times)"
-            )
-        height, width = images.images.shape[2:]
-        if recipe.objective.name == "fopro" and min(height, width) < MIN_SIZE:
-            raise DataError(
-                f"{name} images are {height}x{width} px; Fourier prompts need "
-                f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
-            )
-        # Floats were given and are in memory; uint8 may be a large file, of which nothing is read.
-        if images.images.dtype == np.uint8:
-            continue
-        values = np.asarray(images.images)
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
-            raise DataError(
-                f"{name} images hold values that are not finite, the first in row {row} (image "
-                f"{images.ids[row]}); remove or repair it"
-            )
-        low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 1:
-            continue
-        if recipe.objective.name == "fopro":
-            raise DataError(
-                f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
-                "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
-                "objective.name = 'ekd'"
-            )
-        if recipe.objective.name == "moco":
-            raise DataError(
-                f"{name} images are floats from {low:.3g} to {high:.3g}, but the views of "
-                "objective.name = 'moco' clamp colours to [0, 1]; give uint8 or unnormalised images"
-            )
-        # Clamped in training alone, they would be others there than in val and test.
-        if recipe.augmentation.name in CLAMPS:
-            raise DataError(
-                f"{name} images are floats from {low:.3g} to {high:.3g}, but augmentation.name = "
-                f"{recipe.augmentation.name!r} clamps colours to [0, 1]; give uint8 or "
-                "unnormalised images, or use augmentation.name = 'dihedral' or 'none'"
-            )
+
+
+def check_split(name: str, images: LabelledImages, recipe: Recipe) -> None:
+    """Refuse images of one split that students, teachers or prompts cannot take (DataError)."""
+    if not len(images):
+        raise DataError(f"the {name} split is empty; it needs at least one image")
+    if images.images.shape[1] != 3:
+        raise DataError(
+            f"{name} images have {images.images.shape[1]} channels; students and teachers "
+            "take 3 (repeat a grey channel three times)"
+        )
+    height, width = images.images.shape[2:]
+    if recipe.objective.name == "fopro" and min(height, width) < MIN_SIZE:
+        raise DataError(
+            f"{name} images are {height}x{width} px; Fourier prompts need "
+            f"at least {MIN_SIZE}x{MIN_SIZE}: use larger images or objective.name = 'ekd'"
+        )
+    # Floats were given and are in memory; uint8 may be a large file, of which nothing is read.
+    if images.images.dtype == np.uint8:
+        return
+    values = np.asarray(images.images)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))[0])
+        raise DataError(
+            f"{name} images hold values that are not finite, the first in row {row} (image "
+            f"{images.ids[row]}); remove or repair it"
+        )
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        return
+    if recipe.objective.name == "fopro":
+        raise DataError(
+            f"{name} images are floats from {low:.3g} to {high:.3g}, but Fourier prompts "
+            "need pixels in [0, 1]; give uint8 or unnormalised images, or use "
+            "objective.name = 'ekd'"
+        )
+    if recipe.objective.name == "moco":
+        raise DataError(
+            f"{name} images are floats from {low:.3g} to {high:.3g}, but the views of "
+            "objective.name = 'moco' clamp colours to [0, 1]; give uint8 or unnormalised images"
+        )
+    # Clamped in training alone, they would be others there than in val and test.
+    if recipe.augmentation.name in CLAMPS:
+        raise DataError(
+            f"{name} images are floats from {low:.3g} to {high:.3g}, but augmentation.name = "
+            f"{recipe.augmentation.name!r} clamps colours to [0, 1]; give uint8 or "
+            "unnormalised images, or use augmentation.name = 'dihedral' or 'none'"
+        )
 
 
 def check_clients(divided: Partition, recipe: Recipe) -> None:

@@ -22,6 +22,7 @@ from fedkd.data.folds import keep_classes, refold
 from fedkd.data.images import Integers, LabelledImages, Splits
 from fedkd.data.loading import Loader
 from fedkd.data.longtail import class_groups
+from fedkd.data.pixels import AtHospitals
 from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
@@ -64,6 +65,8 @@ class Experiment:
         teacher_configs: Settings of each client's teacher; empty where there is none.
         first_teacher: Whose backbone the student starts from, if ``student.init`` says so.
         teacher_given: The teacher is the caller's own, not the one that the recipe names.
+        site: Partition id of the one hospital whose images these are, where the others' are out of
+            reach; None where all hospitals' are known, if only by their labels.
     """
 
     recipe: Recipe
@@ -78,6 +81,7 @@ class Experiment:
     teacher_configs: tuple[OneTeacherConfig, ...] = ()
     first_teacher: Teacher | None = field(default=None, repr=False)
     teacher_given: bool = False
+    site: int | None = None
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -88,6 +92,11 @@ class Experiment:
             "initial_student": self.initial_student is not None,
         }
         return tuple(name for name, is_given in own.items() if is_given)
+
+    @property
+    def is_at_hospitals(self) -> bool:
+        """Whether the training images are out of reach, at the hospitals, and only counted here."""
+        return isinstance(self.splits.train.images, AtHospitals)
 
     @property
     def num_clients(self) -> int:
@@ -129,12 +138,24 @@ class Experiment:
 
     @cached_property
     def held_out_rows(self) -> dict[HeldOut, tuple[Integers, ...]]:
-        """Each client's own rows of val and of test."""
+        """Each client's own rows of val and of test.
+
+        What a hospital has of them on its own disk is its own; of the others it knows nothing.
+        """
+        if self.site is not None:
+            return {
+                "val": self._own_rows(self.splits.val),
+                "test": self._own_rows(self.splits.test),
+            }
         labels, seed = self.splits.train.labels, self.recipe.seed
         return {
             "val": divide_held_out(self.splits.val, labels, self.partition, seed),
             "test": divide_held_out(self.splits.test, labels, self.partition, seed),
         }
+
+    def _own_rows(self, images: LabelledImages) -> tuple[Integers, ...]:
+        rows, none = np.arange(len(images)), np.zeros(0, np.int64)
+        return tuple(rows if n == self.site else none for n in range(self.num_clients))
 
     def held_out_loader(self, split: HeldOut, partition_id: int | None = None) -> Loader:
         """A held-out split, or one client's own part of it."""
@@ -162,7 +183,7 @@ class Experiment:
         if objective.name == "fopro" and self.recipe.prompts.kept_views:
             for views in dict.fromkeys(config.views for config in self.teacher_configs):
                 tell_another_method(views, augmentation)
-        if objective.name != "ekd" or not objective.lambda_f:
+        if objective.name != "ekd" or not objective.lambda_f or self.is_at_hospitals:
             return (None,) * self.num_clients
         loaders = [self.loader(client) for client in range(self.num_clients)]
         return keep_features(self.teachers, self.teacher_configs, loaders, augmentation)
@@ -223,7 +244,6 @@ def open_experiment(
         FedkdError: The first thing that does not fit, with what to do about it.
     """
     device = choose_device(recipe.engine.device, "engine.device")
-    dtype = torch.float64 if recipe.training.dtype == "float64" else torch.float32
     if sites is None and (val is not None or test is not None):
         raise ConfigError("val or test images are given without sites; give all three or none")
     if sites is not None and recipe.long_tail.is_given:
@@ -243,6 +263,42 @@ def open_experiment(
         check_groups(splits)
     check_images(splits, recipe)
     check_clients(divided, recipe)
+    experiment = assemble(
+        recipe,
+        splits,
+        divided,
+        device,
+        teacher=teacher,
+        initial_student=initial_student,
+        images_given=sites is not None,
+    )
+    if experiment.scored_by_neighbours:
+        note_neighbours(recipe)
+    if experiment.predicts_locally:
+        for split, rows in experiment.held_out_rows.items():
+            images: LabelledImages = getattr(splits, split)
+            check_held_out(images, split, rows, recipe.strategy.exchange)
+    return experiment
+
+
+def assemble(
+    recipe: Recipe,
+    splits: Splits,
+    divided: Partition,
+    device: torch.device,
+    *,
+    teacher: GivenTeacher | None = None,
+    initial_student: InitialStudent | None = None,
+    images_given: bool = False,
+    site: int | None = None,
+) -> Experiment:
+    """The experiment of images that are loaded, divided and checked: opens its teachers.
+
+    The arguments are those of :func:`open_experiment` and of :class:`Experiment`.
+    """
+    dtype = torch.float64 if recipe.training.dtype == "float64" else torch.float32
+    # A batch on which teachers are tried: where training images are elsewhere, val is not.
+    sample = splits.val if isinstance(splits.train.images, AtHospitals) else splits.train
     rates = learning_rates(recipe.schedule, recipe.training.learning_rate, recipe.num_rounds)
     opened: tuple[Teacher, ...] = ()
     configs: tuple[OneTeacherConfig, ...] = ()
@@ -251,7 +307,7 @@ def open_experiment(
             recipe.teacher,
             teacher,
             divided.client_names,
-            Loader(splits.train, np.arange(2), device, dtype).pixels(np.arange(2)),
+            Loader(sample, np.arange(2), device, dtype).pixels(np.arange(min(2, len(sample)))),
             with_reference=recipe.objective.name == "fopro",
             mixed=recipe.engine.mixed_precision == "bfloat16",
         )
@@ -268,7 +324,7 @@ def open_experiment(
     first_teacher = opened[0] if opened else None
     if recipe.objective.name not in WITH_TEACHER:
         opened, configs = (), ()
-    experiment = Experiment(
+    return Experiment(
         recipe,
         splits,
         divided,
@@ -277,18 +333,12 @@ def open_experiment(
         device,
         dtype,
         initial_student,
-        images_given=sites is not None,
+        images_given=images_given,
         teacher_configs=configs,
         first_teacher=first_teacher,
         teacher_given=teacher is not None,
+        site=site,
     )
-    if experiment.scored_by_neighbours:
-        note_neighbours(recipe)
-    if experiment.predicts_locally:
-        for split, rows in experiment.held_out_rows.items():
-            images: LabelledImages = getattr(splits, split)
-            check_held_out(images, split, rows, recipe.strategy.exchange)
-    return experiment
 
 
 def open_data(recipe: Recipe) -> tuple[Splits, Partition]:

@@ -26,6 +26,27 @@ def expand(text: str, key: str) -> Path:
     return Path(os.path.expandvars(text)).expanduser()
 
 
+def find_recipe(text: str) -> Path:
+    """The recipe that a Flower run names by the key ``config`` of its run config.
+
+    It is looked for in the working directory, then beside the packages: a Flower app runs from an
+    unpacked copy, in whatever working directory.
+
+    Raises:
+        ConfigError: It is in neither.
+    """
+    beside = Path(__file__).resolve().parents[1]
+    tried = [folder / expand(text, "config") for folder in (Path.cwd(), beside)]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        f"the run config names the recipe config = {text!r}, which is neither {tried[0]} nor "
+        f"{tried[1]}; start the run with --run-config 'config=\"<path of a recipe>\"', as it is on "
+        "every machine or in the app"
+    )
+
+
 def data_dir() -> Path:
     """``$FEDKD_DATA``, the folder of all data sets; ConfigError if it is not set."""
     given = os.environ.get("FEDKD_DATA")

@@ -20,6 +20,8 @@ PROXIMAL_MU = "proximal-mu"
 """Weight of the proximal term that strategy fedprox asks for; absent or 0 means none."""
 SPLIT = "split"
 """In an evaluation: val or test."""
+DESCRIBE = "describe"
+"""In a roll call: whether hospitals with a folder of their own shall say what they have."""
 
 # Keys of the metric record that a client replies with.
 PARTITION_ID = "partition-id"
@@ -39,6 +41,9 @@ the sum over the class's own images would be at the mean loss of those that were
 PROBABILITIES = "probabilities"
 """Class probabilities on the client's own part of a held-out split, row by row: in a training
 reply those of its own student on val, in an evaluation's those that were asked for."""
+CONFUSION = "confusion"
+"""Instead of ``PROBABILITIES``, from a hospital whose images the server does not have: the
+confusion matrix (true, predicted) of its own student on its own val images, row by row."""
 SECONDS = "seconds"
 BYTES_DOWN = "bytes-down"
 """Noted by the server: bytes of the values that it sent to the client in a round."""
@@ -48,6 +53,21 @@ SUM = "sum."
 """Prefix of sums over examples of a loss term, such as ``sum.loss``."""
 MEAN = "mean."
 """Prefix of values that belong to a client alone and are never pooled, such as ``mean.prior``."""
+
+# What a hospital with a folder of its own adds when the roll is called. Metric record:
+TRAIN_COUNTS = "train-counts"
+"""Its training images per class."""
+VAL_COUNTS = "val-counts"
+"""Its own val images per class."""
+IMAGE_SIZE = "image-size"
+"""Height and width of its images in pixels."""
+# Config record:
+SITE_NAME = "site-name"
+CLASS_NAMES = "class-names"
+RECIPE_SHA256 = "recipe-sha256"
+"""``Recipe.hash`` of the recipe that it has opened."""
+TEACHER_SHA256 = "teacher-sha256"
+"""Of its teacher's weights and input normalisation; empty without a teacher."""
 
 # Arrays that are not the student's.
 PROMPTS = "prompts/"

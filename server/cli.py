@@ -43,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
         _add_overrides(command, "config values to change, such as training.learning_rate=0.001")
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
+        if name == "partition":
+            command.add_argument(
+                "--sites",
+                metavar="FOLDER",
+                help="write what each hospital, and the server, would have on its own disk, to "
+                "rehearse a federation of real sites: an empty folder, or none yet",
+            )
     _add_shortcut(commands)
     _add_probe(commands)
     _add_spectrum(commands)

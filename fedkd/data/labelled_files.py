@@ -100,6 +100,8 @@ def load_images(
     cache_dir: Path | None,
     split_values: tuple[str, str, str] = SPLITS,
     extension: str = ".jpg",
+    place: str = "data.images",
+    if_missing: str = "check data.images, data.extension",
 ) -> Splits:
     """Check the files of a table that says what each one is, and open their pixels.
 
@@ -117,13 +119,15 @@ def load_images(
         cache_dir: Where to keep the decoded images; None is the user's cache.
         split_values: What the split column holds for train, val and test.
         extension: As :func:`image_files` takes it.
+        place: What names ``folder``, for errors.
+        if_missing: What to do about files that are not there, for errors.
 
     Raises:
         DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file, or one
             outside the folder.
     """
     files = image_files(folder, table["id"], extension)
-    stats = _check_files(folder, files, table, problems)
+    stats = _check_files(folder, files, table, problems, place, if_missing)
     if problems.lines:
         # Broken images are told with the rest, rather than at the next try.
         there = [row for row, (num_bytes, _) in enumerate(stats) if num_bytes]
@@ -160,7 +164,12 @@ def _in_memory(splits: Splits) -> Splits:
 
 
 def _check_files(
-    folder: Path, files: list[Path], table: pd.DataFrame, problems: Problems
+    folder: Path,
+    files: list[Path],
+    table: pd.DataFrame,
+    problems: Problems,
+    place: str,
+    if_missing: str,
 ) -> list[tuple[int, int]]:
     """Size and modification time of each file, zeros where it must not be read.
 
@@ -190,12 +199,12 @@ def _check_files(
             empty.append((row, str(file)))
         stats[-1] = (stat.st_size, stat.st_mtime_ns)
     alike = _alike([file for _, file in missing])
-    problems.add("lead out of data.images", outside, "name files inside that folder")
+    problems.add(f"lead out of {place}", outside, "name files inside that folder")
     problems.add("name the same image twice", twice, "each image may stand there once")
     problems.add(
         "name a file that does not exist",
         [(row, f"{file}{alike.get(file, '')}") for row, file in missing],
-        "check data.images, data.extension",
+        if_missing,
     )
     problems.add("name an empty file (0 bytes)", empty, "copy the files again")
     return stats

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedkd.errors import DataError
+
 Integers = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
@@ -106,6 +108,25 @@ class Joined(LazyPixels):
         """Rows of one part, in each batch; often none."""
         for rows in plan:
             yield rows[self._owner(rows) == number] - self._starts[number]
+
+
+class AtHospitals(LazyPixels):
+    """Stands for training images that are on the disks of hospitals, and nowhere here.
+
+    Args:
+        shape: (num_images, channels, height, width) of all hospitals together; uint8.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, np.uint8)
+
+    def batches(self, plan: Iterable[Integers]) -> Generator[Array, None, None]:
+        """Refuse (DataError)."""
+        raise DataError(
+            f"the {len(self)} training images are at the hospitals, which say only how many they "
+            "have of each class; what needs the images themselves can be done at a hospital, or "
+            "in a simulation"
+        )
 
 
 def read_batches(pixels: Pixels, plan: Iterable[Integers]) -> Generator[Array, None, None]:

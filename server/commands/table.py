@@ -9,6 +9,7 @@ from fedkd import accounting, config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.engine import ENGINES
+from fedkd.data.site_writing import write_sites
 from fedkd.experiment import open_data, open_experiment
 from fedkd.fourier.generators.factory import GENERATORS
 from fedkd.losses.factory import LOSSES
@@ -52,7 +53,10 @@ def centralized(options: argparse.Namespace) -> None:
 
 
 def partition(options: argparse.Namespace) -> None:
-    """``fedkd partition``: classes and hospitals as tables, a CSV, a PNG and a manifest."""
+    """``fedkd partition``: classes and hospitals as tables, a CSV, a PNG and a manifest.
+
+    With ``--sites`` also what each hospital would have on its own disk, and the server on its.
+    """
     terminal.log_to_stderr()
     recipe = config.load(Recipe, options.config, options.overrides)
     splits, divided = open_data(recipe)
@@ -75,6 +79,11 @@ def partition(options: argparse.Namespace) -> None:
     with files.replacing(described) as part:
         part.write_text(text, encoding="utf-8")
     print(f"partition hash {divided.hash}\n{picture}\n{csv}\n{described}")
+    if options.sites:
+        for path in write_sites(
+            Path(options.sites), splits, divided, recipe.seed, recipe.data_set()
+        ):
+            print(path)
 
 
 def show_config(options: argparse.Namespace) -> None:
