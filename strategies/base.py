@@ -11,7 +11,6 @@ that was sent, as nothing of the clients' is released.
 """
 
 import logging
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +32,12 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
-from fedkd.errors import ClientFailure, FedkdError, UpdateRefused
+from fedkd.errors import ClientFailure, UpdateRefused
 from strategies.arrays import HeldArray, HeldRecord
 from strategies.privacy import with_privacy
 from strategies.replies import Metrics as Metrics
 from strategies.replies import Replies, answers_of, checked_update, num_bytes
+from strategies.roll import call_roll
 
 logger = logging.getLogger(__name__)
 
@@ -188,36 +188,9 @@ class SeededStrategy(Strategy):
         checked_update(reply, self.partition_ids[reply.metadata.src_node_id], self._received)
 
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
-        """Wait for all clients and learn which node has which partition.
-
-        Node ids are random and come in any order; partition ids make sampling reproducible.
-
-        Raises:
-            FedkdError: Clients that do not answer in time, or two with the same partition.
-        """
-        deadline = time.monotonic() + timeout_s
-        while len(nodes := sorted(grid.get_node_ids())) < self.num_clients:
-            if time.monotonic() > deadline:
-                raise FedkdError(
-                    f"{len(nodes)} of {self.num_clients} clients connected within {timeout_s:g} s; "
-                    "start the others, or lower num_clients"
-                )
-            time.sleep(0.5)
-        queries = [
-            Message(content=RecordDict(), message_type=MessageType.QUERY, dst_node_id=node)
-            for node in nodes
-        ]
-        self._nodes = {}
-        for reply in answers_of(grid.send_and_receive(queries, timeout=timeout_s), {}):
-            number = int(cast(int, reply.content.metric_records[wire.METRICS][wire.PARTITION_ID]))
-            if number in self._nodes:
-                raise FedkdError(f"two clients have partition {number}; give each its own")
-            self._nodes[number] = reply.metadata.src_node_id
-        if sorted(self._nodes) != list(range(self.num_clients)):
-            raise FedkdError(
-                f"clients have the partitions {sorted(self._nodes)}; expected 0 to "
-                f"{self.num_clients - 1}"
-            )
+        """Wait for all clients and learn which node has which partition (``strategies.roll``)."""
+        answers = call_roll(grid, self.num_clients, timeout_s)
+        self._nodes = {number: reply.metadata.src_node_id for number, reply in answers.items()}
 
     def sample(self, server_round: int) -> list[int]:
         """Partition ids that train in a round, sorted; at least one."""
