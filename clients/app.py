@@ -1,20 +1,29 @@
 """The Flower ClientApp: messages in and out of a node."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.node import Node, State
 from fedkd import config, wire
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import HeldOut, open_experiment
+from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
+from fedkd.site import SiteAnswer, open_site
+
+logger = logging.getLogger(__name__)
 
 OpenNode = Callable[[Context], Node]
+
+DATA_PATH = "data-path"
+"""Key of the node config: the folder in which a hospital has its own images."""
 
 
 class Memory(Protocol):
@@ -67,9 +76,16 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Say which partition this client has."""
+        """Say which partition this client has, and, if asked, what a hospital has in its folder."""
         metrics = MetricRecord({wire.PARTITION_ID: partition_id(context)})
-        return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
+        content = RecordDict({wire.METRICS: metrics})
+        asked = message.content.config_records.get(wire.CONFIG, ConfigRecord())
+        if asked.get(wire.DESCRIBE) and DATA_PATH in context.node_config:
+            answer = SiteAnswer.of(open_node(context).experiment)
+            metrics.update(answer.numbers)
+            words = content[wire.CONFIG] = ConfigRecord()
+            words.update(answer.words)
+        return Message(content, reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -129,13 +145,35 @@ def partition_id(context: Context) -> int:
 
 
 @cache
-def _node(path: str) -> Node:
-    return Node(open_experiment(config.load(Recipe, Path(path))))
+def _node(path: Path, folder: str | None, number: int, num_clients: int | None) -> Node:
+    """One per recipe and folder, opened when its first message needs it."""
+    recipe = config.load(Recipe, path)
+    if recipe.engine.num_threads:
+        torch.set_num_threads(recipe.engine.num_threads)
+    if folder is None:
+        return Node(open_experiment(recipe))
+    try:
+        return Node(open_site(recipe, number, num_clients, Path(folder)))
+    except DataError as error:
+        # What a DataError names, files and patients, is for the hospital's own eyes.
+        logger.error("%s", error)
+        raise DataError(
+            f"client {number} cannot use the images of its data-path; its own log says why, which "
+            "does not leave the hospital, as it may name files and patients"
+        ) from None
 
 
 def _node_of_run(context: Context) -> Node:
-    """The node of a process that Flower started: one per recipe, opened at the first message."""
-    return _node(str(context.run_config["config"]))
+    """The node of a process that Flower started: of one hospital, if it has a data-path.
+
+    Without one the whole recipe is opened, as in a simulation, and serves all its clients.
+    """
+    path = find_recipe(str(context.run_config["config"]))
+    folder = context.node_config.get(DATA_PATH)
+    if folder is None:
+        return _node(path, None, 0, None)
+    given = context.node_config.get("num-partitions")
+    return _node(path, str(folder), partition_id(context), int(given) if given else None)
 
 
 app = make_app(_node_of_run, ContextMemory())

@@ -24,6 +24,7 @@ from fedkd.data.augment import Draws, augment_, draw
 from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment, HeldOut
+from fedkd.metrics import confusion_matrix
 from fedkd.models.exchange import local_names
 from fedkd.prediction import Probabilities, predict
 from fedkd.training import (
@@ -192,7 +193,7 @@ class Node:
             metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
             metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
             if recipe.evaluation.personalised:
-                metrics[wire.PROBABILITIES] = self._predict(partition_id, "val").ravel().tolist()
+                metrics.update(self._evaluate_own(partition_id))
         # Last, as what may fail is done by now: the file and the state are of the same round.
         if self.prompts_folder is not None:
             objective.save_prompts(self.prompts_folder, round_number)
@@ -237,6 +238,16 @@ class Node:
         whole = {name: t.cpu().contiguous() for name, t in self._student.state_dict().items()}
         with files.replacing(path) as part:
             save_file(whole, part)
+
+    def _evaluate_own(self, partition_id: int) -> dict[str, list[float] | list[int]]:
+        """The client's own student on its own val images, as the server can use it."""
+        probabilities, experiment = self._predict(partition_id, "val"), self.experiment
+        if experiment.site is None:
+            return {wire.PROBABILITIES: probabilities.ravel().tolist()}
+        # The server does not have these images: what leaves the hospital is counts.
+        labels = experiment.held_out_loader("val", partition_id).labels
+        confusion = confusion_matrix(labels, probabilities.argmax(axis=1), experiment.num_classes)
+        return {wire.CONFUSION: confusion.ravel().tolist()}
 
     def _predict(self, partition_id: int, split: HeldOut) -> Probabilities:
         experiment = self.experiment

@@ -3,16 +3,24 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from clients.node import Node
-from fedkd import config
-from fedkd.experiment import open_experiment
+from fedkd import config, wire
+from fedkd.errors import ConfigError
+from fedkd.experiment import Experiment, open_experiment
+from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
+from fedkd.site import SiteAnswer, open_server
 from server.federation import run_federation
 from server.results import RunDirectory
 from server.tracking.everybody import Everybody, make_trackers
+from strategies.roll import call_roll
+
+ROLL_S = 3600.0
+"""Seconds for hospitals to connect, and to open their images: the first decoding takes long."""
 
 
 def make_app(run: Callable[[Grid, Context], None]) -> ServerApp:
@@ -28,8 +36,11 @@ def make_app(run: Callable[[Grid, Context], None]) -> ServerApp:
 
 def _run_recipe(grid: Grid, context: Context) -> None:
     """Run the recipe that the run config names, and leave a run directory."""
-    recipe = config.load(Recipe, Path(str(context.run_config["config"])))
-    experiment = open_experiment(recipe)
+    recipe = config.load(Recipe, find_recipe(str(context.run_config["config"])))
+    if recipe.engine.num_threads:
+        torch.set_num_threads(recipe.engine.num_threads)
+    folder = str(context.run_config.get("server-data", ""))
+    experiment = _of_hospitals(grid, recipe, Path(folder)) if folder else open_experiment(recipe)
     trackers = make_trackers(recipe.tracking)
     with (
         RunDirectory.create(experiment, "federated") as results,
@@ -38,6 +49,20 @@ def _run_recipe(grid: Grid, context: Context) -> None:
         initial = Node(experiment).initial_arrays()
         board, arrays = run_federation(grid, experiment, initial, observer)
         observer.run_ended(board, results.finish(board, arrays))
+
+
+def _of_hospitals(grid: Grid, recipe: Recipe, folder: Path) -> Experiment:
+    """Call the roll of hospitals that have images of their own, and open the server's."""
+    answers = {}
+    for number, reply in call_roll(grid, recipe.num_clients, ROLL_S, describe=True).items():
+        numbers = reply.content.metric_records[wire.METRICS]
+        if wire.TRAIN_COUNTS not in numbers:
+            raise ConfigError(
+                f"client {number} has no data-path, but server-data is {str(folder)!r}; start "
+                "every SuperNode with its own data-path in --node-config, or leave server-data out"
+            )
+        answers[number] = SiteAnswer.read(numbers, reply.content.config_records[wire.CONFIG])
+    return open_server(recipe, answers, folder)
 
 
 app = make_app(_run_recipe)

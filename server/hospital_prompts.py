@@ -81,6 +81,7 @@ class HospitalPrompts:
 def require_prompts(run: OpenedRun) -> None:
     """Refuse a run that has no prompts to look at, or not with its own teacher (ConfigError)."""
     run.require_named("teacher")
+    run.require_named("images")
     objective = run.recipe.objective.name
     if objective != "fopro":
         raise ConfigError(

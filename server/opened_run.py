@@ -43,6 +43,11 @@ class OpenedRun:
         Args:
             what: One of the names in :attr:`fedkd.experiment.Experiment.given`.
         """
+        if what == "images" and self.summary.get("at_hospitals"):
+            raise ConfigError(
+                f"{self.path} was trained on images that stayed at the hospitals, which its "
+                "config.toml does not name; what needs images can only be done where they are"
+            )
         if what in self.summary.get("given", ()):
             raise ConfigError(
                 f"{self.path} was given its own {what.replace('_', ' ')} in Python (simulate), "

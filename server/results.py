@@ -1,6 +1,7 @@
 """The run directory: everything that a run leaves behind, each file written whole."""
 
 import json
+import logging
 import platform
 import time
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
 from server.pictures.curves import plot_curves
 from server.scoreboard import Observer, Scoreboard, student_arrays
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["federated", "centralized"]
 FAILURES = "failures"
@@ -150,6 +153,9 @@ class RunDirectory(Observer):
         train, recipe = self._experiment.splits.train, self._experiment.recipe
         divided = self._experiment.partition
         self._write_table("partition.csv", partition_table(train, divided))
+        if self._experiment.is_at_hospitals:
+            logger.info("no partition.json: which images they have, only the hospitals know")
+            return
         settings = recipe.partition.model_dump(mode="json")
         data_set = None if self._experiment.images_given else recipe.data_set()
         described = manifest.describe(divided, train, settings, recipe.seed, data_set)
@@ -195,6 +201,7 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
         "seed": recipe.seed,
         "config_hash": recipe.hash(),
         "given": list(experiment.given),
+        **({"at_hospitals": True} if experiment.is_at_hospitals else {}),
         "partition_hash": experiment.partition.hash,
         "clients": list(experiment.partition.client_names),
         "train_counts": dict(zip(train.class_names, counts.tolist(), strict=True)),

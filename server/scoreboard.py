@@ -88,7 +88,8 @@ class Scoreboard:
         best_val: Its scores.
         best_arrays: That student.
         best_own: For each client that has trained by then, what its own student predicted on its
-            own part of val, by partition id; empty unless ``evaluation.personalised``.
+            own part of val, by partition id; empty unless ``evaluation.personalised``, and where
+            hospitals keep their val images.
         test: Scores on test, after :meth:`finish`.
         test_probabilities: Class probabilities on test, after :meth:`finish`.
         predict: How a split is predicted; None means on the server.
@@ -183,6 +184,10 @@ class Scoreboard:
         """Keep the predictions of the clients' own students; their confusion matrices on val."""
         confusions = {}
         for metrics in reports:
+            if wire.CONFUSION in metrics:
+                counts = np.array(metrics[wire.CONFUSION], np.int64)
+                shape = (self.experiment.num_classes,) * 2
+                confusions[int(metrics[wire.PARTITION_ID])] = counts.reshape(shape)
             if wire.PROBABILITIES in metrics:
                 number = int(metrics[wire.PARTITION_ID])
                 self._own[number] = own_probabilities(metrics, self.experiment.num_classes)
