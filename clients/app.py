@@ -50,21 +50,6 @@ class ContextMemory:
             context.state[name] = ArrayRecord(tensors)
 
 
-class ProcessMemory:
-    """Keeps tensors as they are, for nodes that stay in one process: nothing is serialised."""
-
-    def __init__(self) -> None:
-        self._states: dict[int, State] = {}
-
-    def load(self, context: Context) -> State:
-        """The very tensors that were saved."""
-        return self._states.get(context.node_id, {})
-
-    def save(self, context: Context, state: State) -> None:
-        """Keep them; a node returns fresh tensors every time."""
-        self._states[context.node_id] = state
-
-
 def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
     """A ClientApp that answers roll calls, trains and evaluates.
 

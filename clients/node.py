@@ -103,6 +103,13 @@ class Node:
         # By client and first row of the batch; kept on the CPU.
         self._score_targets: dict[tuple[int, int], Tensor | None] = {}
 
+    def twin(self) -> "Node":
+        """A node that may train another client on another thread, at the same time."""
+        experiment, folders = self.experiment.twin(), (self.prompts_folder, self.students_folder)
+        other = Node(experiment, self.progress, *folders)
+        other._score_targets = self._score_targets
+        return other
+
     def initial_arrays(self) -> dict[str, Tensor]:
         """Initial student, and the initial shared tensors of the objective; before any training."""
         assert self._initial, "a client has trained already"

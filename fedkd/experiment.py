@@ -1,5 +1,6 @@
 """An experiment, opened: the images, clients, teacher and device that a recipe names."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -187,6 +188,14 @@ class Experiment:
             return (None,) * self.num_clients
         loaders = [self.loader(client) for client in range(self.num_clients)]
         return keep_features(self.teachers, self.teacher_configs, loaders, augmentation)
+
+    def twin(self) -> "Experiment":
+        """The same for another thread: teachers' modules are its own, everything else is shared."""
+        twins = {id(teacher): teacher.twin() for teacher in self.teachers}
+        # Copied, not replaced: what was computed once stays computed.
+        other = copy.copy(self)
+        other.__dict__["teachers"] = tuple(twins[id(teacher)] for teacher in self.teachers)
+        return other
 
     def build_student(self) -> Student:
         """A new student with the initial weights of this experiment."""

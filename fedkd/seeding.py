@@ -5,11 +5,15 @@ because a stream depends on what it is for and not on what was drawn before it.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+# The global generators are those of all threads.
+_ISOLATED = threading.RLock()
 
 
 def _sequence(seed: int, purpose: str, keys: tuple[int, ...]) -> np.random.SeedSequence:
@@ -50,9 +54,10 @@ def isolated(seed: int, purpose: str, *keys: int) -> Iterator[None]:
 
     Layer initialisers are such code.
 
-    The global generator's state is put back afterwards, so nothing outside depends on it.
+    The global generator's state is put back afterwards, so nothing outside depends on it. Threads
+    wait for each other.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _ISOLATED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, purpose, *keys))
         yield
 
@@ -60,9 +65,10 @@ def isolated(seed: int, purpose: str, *keys: int) -> Iterator[None]:
 @contextmanager
 def isolated_numpy(seed: int, purpose: str, *keys: int) -> Iterator[None]:
     """The same for code that draws from NumPy's global generator, as Flower's noise does."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(_sequence(seed, purpose, keys).generate_state(8))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    with _ISOLATED:
+        before = np.random.get_state()  # noqa: NPY002
+        np.random.seed(_sequence(seed, purpose, keys).generate_state(8))  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002

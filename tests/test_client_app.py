@@ -1,8 +1,11 @@
 """The ClientApp: what a client remembers between rounds, and where."""
 
+from contextlib import nullcontext
+
 import pytest
 
-from clients.app import ContextMemory, ProcessMemory
+from clients.app import ContextMemory
+from clients.process_memory import ProcessMemory
 from strategies.base import Setup
 from strategies.factory import make_strategy
 
@@ -21,8 +24,8 @@ class Forgetful(ProcessMemory):
 class ForgetfulOf(ProcessMemory):
     """Drops one part of the state and puts the part of a client's first round in its place."""
 
-    def __init__(self, part):
-        super().__init__()
+    def __init__(self, part, max_bytes):
+        super().__init__(max_bytes)
         self.part = part
         self.first = {}
 
@@ -45,7 +48,9 @@ def test_dropping_the_state_changes_three_rounds(run, monkeypatch, optimizer):
 @pytest.mark.parametrize("part", ["optimizer", "objective"])
 def test_both_parts_of_the_state_matter_in_the_third_round(run, monkeypatch, part):
     kept = run(num_rounds=3)
-    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", lambda: ForgetfulOf(part))
+    monkeypatch.setattr(
+        "server.engines.inprocess.ProcessMemory", lambda limit: ForgetfulOf(part, limit)
+    )
     assert sha(run(num_rounds=3)) != sha(kept)
 
 
@@ -61,7 +66,9 @@ def test_state_in_flowers_context_gives_the_bits_of_state_in_the_process(
         "strategy": {"fraction_train": fraction},
     }
     in_process = run(**config)
-    monkeypatch.setattr("server.engines.inprocess.ProcessMemory", ContextMemory)
+    monkeypatch.setattr(
+        "server.engines.inprocess.ProcessMemory", lambda _: nullcontext(ContextMemory())
+    )
     assert sha(run(**config)) == sha(in_process)
 
 

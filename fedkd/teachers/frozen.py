@@ -1,5 +1,6 @@
 """The teacher: a frozen network that takes pixels and normalises them, and its confidence."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
@@ -103,6 +104,14 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, whatever is asked: a teacher's BatchNorm statistics never move."""
         return super().train(False)
+
+    def twin(self) -> Self:
+        """The same teacher for another thread: modules of its own over the very same tensors.
+
+        Moments are observed by hooks on modules, and hooks see the passes of every thread.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        return copy.deepcopy(self, shared)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """The backbone's input: pixels, resized and normalised as this teacher wants them."""

@@ -1,31 +1,54 @@
 """The engine ``inprocess``: a Flower Grid whose nodes live in this process.
 
-Clients run one after another when their message is sent. There is nothing to start, one teacher
-and one image store serve them all, and a debugger works inside a client.
+Clients run one after another when their message is sent, or several at a time on threads
+(``engine.num_workers``). There is nothing to start, one image store serves them all, and without
+threads a debugger works inside a client.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
 
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from clients.app import ProcessMemory, make_app
+from clients.app import make_app
+from clients.process_memory import ProcessMemory
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
+from server.engines.threads import Threads
+
+Answer = Callable[[ClientApp, Sequence[tuple[Message, Context]]], Generator[Message, None, None]]
+"""A ClientApp, messages and the contexts of their nodes -> replies, in the order in which they
+come. Who needs no more of them closes the generator."""
 
 
 def run(main: Main, clients: Clients) -> None:
     """Join ServerApp and ClientApp by a Grid in this process; see :class:`Engine`."""
-    app = make_app(lambda _: clients.node, ProcessMemory())
-    experiment = clients.experiment
-    stop = experiment.recipe.failures.policy == "stop"
-    grid = InProcessGrid(app, experiment.num_clients, stop_at_failure=stop)
-    make_server_app(main)(grid, flower.server_context())
+    recipe, num_clients = clients.experiment.recipe, clients.experiment.num_clients
+    engine, stop = recipe.engine, recipe.failures.policy == "stop"
+    with ExitStack() as stack:
+        memory = stack.enter_context(ProcessMemory(engine.max_state_mb * 10**6))
+        if engine.num_workers in (None, 1):
+            app = make_app(lambda _: clients.node, memory)
+            grid = InProcessGrid(app, num_clients, stop_at_failure=stop)
+        else:
+            threads = stack.enter_context(Threads(clients, engine.num_workers))
+            app = make_app(lambda _: threads.node, memory)
+            grid = InProcessGrid(app, num_clients, threads.answer, stop_at_failure=stop)
+        make_server_app(main)(grid, flower.server_context())
+
+
+def one_after_another(
+    app: ClientApp, sent: Sequence[tuple[Message, Context]]
+) -> Generator[Message, None, None]:
+    """Run the app in the caller's thread, for each message when its reply is wanted."""
+    for message, context in sent:
+        yield flower.answer(app, message, context)
 
 
 class InProcessGrid(Grid):
@@ -34,13 +57,20 @@ class InProcessGrid(Grid):
     Args:
         client_app: Runs for every node.
         num_clients: Nodes; node ``i`` has partition ``i``.
-        stop_at_failure: Send no further message of a round once a client has raised.
+        answer: How the app answers messages that are sent together.
+        stop_at_failure: Ask no further client of a round once one has raised.
     """
 
     def __init__(
-        self, client_app: ClientApp, num_clients: int, *, stop_at_failure: bool = True
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        answer: Answer = one_after_another,
+        *,
+        stop_at_failure: bool = True,
     ) -> None:
         self._app = client_app
+        self._answer = answer
         self._stop_at_failure = stop_at_failure
         self._run = flower.empty_run()
         contexts = (flower.client_context(number, num_clients) for number in range(num_clients))
@@ -87,22 +117,23 @@ class InProcessGrid(Grid):
         """Run the ClientApp for each message; its reply waits under the message's id.
 
         With ``stop_at_failure`` it stops at the first client that raises; later messages are not
-        sent.
+        answered.
         """
-        ids = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = next(self._message_ids)
-            context = self._contexts[message.metadata.dst_node_id]
-            reply = flower.answer(self._app, message, context)
-            self._replies[message.metadata.message_id] = reply
-            ids.append(message.metadata.message_id)
-            if reply.has_error() and self._stop_at_failure:
-                # A failed client ends the run: do not train the others for nothing.
-                break
+        sent = list(messages)
+        ids = list(itertools.islice(self._message_ids, len(sent)))
+        for message, name in zip(sent, ids, strict=True):
+            message.metadata.__dict__["_message_id"] = name
+        nodes = [self._contexts[message.metadata.dst_node_id] for message in sent]
+        with closing(self._answer(self._app, list(zip(sent, nodes, strict=True)))) as replies:
+            for reply in replies:
+                self._replies[reply.metadata.reply_to_message_id] = reply
+                if reply.has_error() and self._stop_at_failure:
+                    # A failed client ends the run: do not train the others for nothing.
+                    break
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages, each once."""
+        """The replies to these messages, in this order and each once."""
         return [self._replies.pop(name) for name in list(message_ids) if name in self._replies]
 
     def send_and_receive(
