@@ -1,5 +1,6 @@
 """The Flower ServerApp: opens the recipe and runs its federation over the Grid that it is given."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
 from fedkd.site import SiteAnswer, open_server
 from server.federation import run_federation
+from server.progress import TerminalProgress
 from server.results import RunDirectory
+from server.terminal import log_to_stderr, stderr
 from server.tracking.everybody import Everybody, make_trackers
 from strategies.roll import call_roll
 
 ROLL_S = 3600.0
 """Seconds for hospitals to connect, and to open their images: the first decoding takes long."""
+
+logger = logging.getLogger(__name__)
 
 
 def make_app(run: Callable[[Grid, Context], None]) -> ServerApp:
@@ -36,16 +41,23 @@ def make_app(run: Callable[[Grid, Context], None]) -> ServerApp:
 
 def _run_recipe(grid: Grid, context: Context) -> None:
     """Run the recipe that the run config names, and leave a run directory."""
+    log_to_stderr()
+    # Flower sends this log away by httpx, which logs each time that it does.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("flwr").propagate = False
     recipe = config.load(Recipe, find_recipe(str(context.run_config["config"])))
     if recipe.engine.num_threads:
         torch.set_num_threads(recipe.engine.num_threads)
     folder = str(context.run_config.get("server-data", ""))
     experiment = _of_hospitals(grid, recipe, Path(folder)) if folder else open_experiment(recipe)
     trackers = make_trackers(recipe.tracking)
+    output = str(context.run_config.get("output", ""))
     with (
-        RunDirectory.create(experiment, "federated") as results,
-        Everybody(experiment, "federated", results, trackers) as observer,
+        RunDirectory.create(experiment, "federated", Path(output) if output else None) as results,
+        TerminalProgress(stderr(), experiment) as progress,
+        Everybody(experiment, "federated", results, [*trackers, progress]) as observer,
     ):
+        logger.info("run directory %s", results.path.resolve())
         initial = Node(experiment).initial_arrays()
         board, arrays = run_federation(grid, experiment, initial, observer)
         observer.run_ended(board, results.finish(board, arrays))

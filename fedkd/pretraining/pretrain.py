@@ -32,6 +32,7 @@ from fedkd.pretraining.probing import ValProbe
 from fedkd.pretraining.simclr import SimCLR, random_views
 from fedkd.pretraining.statistics import measure_statistics
 from fedkd.pretraining.training import Checkpoint, Position, make_optimizer, train
+from fedkd.teachers.embedded import embedded_weights
 from fedkd.teachers.stored import (
     HeadName,
     StoredTeacher,
@@ -40,7 +41,6 @@ from fedkd.teachers.stored import (
     round_weights,
     write_teacher,
 )
-from fedkd.teachers.zoo import WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _make_learner(
         width = num_deepest(backbone, num_features)
         head = build_head(kind, width, config.num_hidden, config.num_outputs)
     if config.init == "default":
-        embedded = load_pretrained(WEIGHTS / "default.safetensors")
+        embedded = load_pretrained(embedded_weights())
         backbone.load_state_dict(embedded.backbone.state_dict())
         if not mismatches(head.state_dict(), embedded.head.state_dict()):
             head.load_state_dict(embedded.head.state_dict())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedkd.teachers import zoo
 from fedkd.teachers.card import Layout, TeacherCard
 from fedkd.teachers.checkpoints import Parts, check_hash, published_hash
 from fedkd.teachers.config import OneTeacherConfig
+from fedkd.teachers.embedded import embedded_weights
 from fedkd.teachers.frozen import Teacher
 from fedkd.teachers.layouts.from_timm import open_timm
 from fedkd.teachers.layouts.from_torchvision import open_torchvision
@@ -34,7 +36,7 @@ LAYOUTS: dict[Layout, Callable[[TeacherCard, Path, int | None], Parts]] = {
 def weights_path(config: OneTeacherConfig) -> Path:
     """Where the weights of a teacher lie, whether they are there or not."""
     if config.name == "default":
-        return zoo.WEIGHTS / "default.safetensors"
+        return embedded_weights()
     if config.checkpoint:
         return paths.expand(config.checkpoint, "teacher.checkpoint")
     download = zoo.card_of(config.name).download
@@ -89,7 +91,11 @@ def open_teacher(config: OneTeacherConfig) -> Teacher:
 
 def _missing(config: OneTeacherConfig, path: Path) -> TeacherError:
     if config.name == "default":
-        return TeacherError(f"the shipped teacher {path} is missing; install fedkd again")
+        return TeacherError(
+            f"the shipped teacher {path} is missing, and no fedkd that has it is installed in "
+            f"{sys.prefix}; install fedkd there (pip install <folder or wheel of fedkd>), as every "
+            "site of a federation must"
+        )
     if config.checkpoint:
         return TeacherError(
             f"teacher.checkpoint is {path}, but there is no such file; put it there or change "

@@ -4,10 +4,12 @@ The only place that touches private names of Flower: a Message can be made only 
 says which run, node and task it is.
 """
 
+import os
 import traceback
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -25,6 +27,13 @@ def introduce_process() -> None:
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.node_id = SERVER_NODE_ID
     TaskIdentity.task_id = RUN_ID
+
+
+def silence_telemetry() -> None:
+    """Send nothing to Flower's makers, unless the user has set FLWR_TELEMETRY_ENABLED himself."""
+    if "FLWR_TELEMETRY_ENABLED" not in os.environ:
+        os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # for the processes that it starts
+        telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 
 def empty_run() -> Run:
