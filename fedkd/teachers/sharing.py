@@ -4,6 +4,7 @@ import hashlib
 import logging
 import mmap
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def share(teacher: Teacher) -> Path | None:
     Returns:
         The file; None if the teacher stays in the process's own memory.
     """
-    tensors = [one for one in (*teacher.parameters(), *teacher.buffers()) if one.numel()]
+    tensors = _tensors(teacher)
     if not tensors or any(tensor.device.type != "cpu" for tensor in tensors):
         return None
     digest = hashlib.sha256()
@@ -65,13 +66,39 @@ def share(teacher: Teacher) -> Path | None:
             error.strerror or error,
         )
         return None
-    offset = 0
-    for tensor in tensors:
-        # A storage of its own for each: whoever copies or saves one tensor does not take them all.
-        flat = torch.frombuffer(mapped, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-        tensor.data = flat.as_strided(tensor.size(), _strides(tensor))
-        offset += _padded(tensor.nbytes)
+    for tensor, offset in zip(tensors, _offsets(tensors), strict=True):
+        tensor.data = _view(mapped, offset, tensor.dtype, tensor.size(), _strides(tensor))
     return path
+
+
+def places(teacher: Teacher) -> dict[int, int]:
+    """Where each tensor of a shared teacher is in its file: the first byte, by ``data_ptr()``."""
+    tensors = _tensors(teacher)
+    offsets = _offsets(tensors)
+    return {tensor.data_ptr(): offset for tensor, offset in zip(tensors, offsets, strict=True)}
+
+
+def open_tensor(
+    path: Path, offset: int, dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]
+) -> Tensor:
+    """One tensor of a shared teacher, as :func:`share` leaves it, in another process."""
+    return _view(_map(path), offset, dtype, size, stride)
+
+
+def _tensors(teacher: Teacher) -> list[Tensor]:
+    return [one for one in (*teacher.parameters(), *teacher.buffers()) if one.numel()]
+
+
+def _offsets(tensors: Sequence[Tensor]) -> Iterator[int]:
+    return accumulate((_padded(one.nbytes) for one in tensors[:-1]), initial=0)
+
+
+def _view(
+    mapped: mmap.mmap, offset: int, dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]
+) -> Tensor:
+    """A tensor with a storage of its own: who copies or saves it does not take the whole file."""
+    flat = torch.frombuffer(mapped, dtype=dtype, count=size.numel(), offset=offset)
+    return flat.as_strided(size, stride)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -2,10 +2,9 @@
 
 import logging
 import signal
-import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from server.comparison.plan import Cell
 from server.comparison.training import Watch, note_failure, train
+from server.interrupts import deaf
 
 _TICK_S = 0.5
 _END_S = 10.0
@@ -30,7 +30,7 @@ class _Worker:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, str(folder)), daemon=True)
-        with _deaf():
+        with deaf():
             self.process.start()
         theirs.close()
         self.cell: Cell | None = None
@@ -80,7 +80,7 @@ def in_processes(cells: Sequence[Cell], folder: Path, workers: int, watch: Watch
             watch.tick()
         interrupted = False
     finally:
-        with _deaf():  # a second Ctrl-C leaves no process behind either
+        with deaf():  # a second Ctrl-C leaves no process behind either
             for worker in pool:
                 worker.end(at_once=interrupted)
             for worker in pool:
@@ -161,19 +161,3 @@ def serve(connection: Connection, folder: str) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignore Ctrl-C meanwhile; processes that are started in here ignore it for good.
-
-    The terminal sends it to workers too, which are to be stopped by their parent alone.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
