@@ -51,7 +51,7 @@ def pack(obj: Any, places: Places | None = None, *, by_path: bool = False) -> Pa
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     packer = _Packer(file, buffers, places or {}, by_path)
-    packer.dump(obj)
+    packer.dump(obj)  # type: ignore[no-untyped-call]
     return Package(
         [_bytes(file.getbuffer()), *(_bytes(one.raw()) for one in buffers)], packer.files
     )
@@ -59,7 +59,7 @@ def pack(obj: Any, places: Places | None = None, *, by_path: bool = False) -> Pa
 
 def unpack(pieces: Sequence[Bytes]) -> Any:
     """The object; its arrays and tensors are views of the pieces, and must not be written to."""
-    return pickle.loads(pieces[0], buffers=pieces[1:])
+    return pickle.loads(pieces[0].data, buffers=pieces[1:])
 
 
 def stamp(path: Path) -> Stamp:
@@ -80,7 +80,7 @@ def _bytes(buffer: memoryview) -> Bytes:
     return np.frombuffer(buffer, np.uint8) if buffer.nbytes else np.empty(0, np.uint8)
 
 
-class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
+class _Packer(cloudpickle.CloudPickler):
     def __init__(
         self,
         file: io.BytesIO,
@@ -88,7 +88,9 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
         places: Places,
         by_path: bool,
     ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        super().__init__(  # type: ignore[no-untyped-call]
+            file, protocol=5, buffer_callback=buffers.append
+        )
         self._places, self._by_path = places, by_path
         self.files: dict[str, Stamp] = {}
 
@@ -104,7 +106,7 @@ class _Packer(cloudpickle.CloudPickler):  # type: ignore[misc]
                 return _open_array, (path, obj.dtype, offset, obj.shape)
             if isinstance(obj, np.memmap):
                 return np.asarray(obj).__reduce_ex__(5)
-        return super().reducer_override(obj)
+        return super().reducer_override(obj)  # type: ignore[no-untyped-call]
 
     def _tensor(self, tensor: Tensor) -> Any:
         stride = torch.empty_like(tensor, device="meta").stride()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -181,7 +181,8 @@ class Crew:
             Path.cwd(),
             *(folder and folder.absolute() for folder in folders),
         )
-        self._actor = ray.remote(concurrency_groups={"news": 1})(Worker).options(
+        decorate = ray.remote(concurrency_groups={"news": 1})  # type: ignore[call-overload]
+        self._actor = decorate(Worker).options(
             num_cpus=plan.num_cpus,
             num_gpus=plan.num_gpus,
             max_restarts=0,
@@ -217,7 +218,7 @@ class Crew:
             FedkdError: It cannot start.
         """
         try:
-            result = ray.get(member.waits_for)
+            result = ray.get(cast(Any, member.waits_for))
         except RayError as error:
             raise FedkdError(
                 f"a Ray worker ({member}) could not start; lower engine.num_workers if memory is "

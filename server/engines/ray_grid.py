@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from flwr.app import Error, Message, MessageType
@@ -162,7 +162,7 @@ class RayGrid(KnownNodes):
         """Take a worker's answer, or say why there is none."""
         task, state = self._running.pop(member)
         try:
-            answer: Answer = ray.get(member.waits_for)
+            answer: Answer = ray.get(cast(Any, member.waits_for))
         except RayActorError as error:
             self._bury(member)
             self._fail(task, flower.CLIENT_APP_RAISED, _epitaph(member, error))

@@ -152,7 +152,7 @@ class Worker:
         reply = flower.answer(self._app, message, context)
         saved = self._memory.end()
         if reply.has_error():
-            error = (reply.error.code, reply.error.reason)
+            error = (reply.error.code, reply.error.reason or "")
             return Answer(None, error, False, self._ears.news()), []
         new_state = [] if saved is None else pack(saved).pieces
         answer = Answer(to_plain(reply.content), None, saved is not None, self._ears.news())
