@@ -25,6 +25,10 @@ def frozen():
     )  # fmt: skip
 
 
+def bits(tensor):
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
 @pytest.mark.parametrize(
     "tensor",
     [

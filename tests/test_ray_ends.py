@@ -99,22 +99,34 @@ def test_no_process_is_left_after_an_interrupt_a_termination_or_a_kill(tmp_path)
                     os.kill(pid, signal.SIGKILL)
 
 
+def folders():
+    return {*Path("/tmp").glob("fedkd-ray-*"), *Path(tempfile.gettempdir()).glob("fedkd-ray-*")}
+
+
 def test_a_ray_of_the_runs_own_is_ended_with_its_folder_when_the_run_fails():
-    handler = signal.getsignal(signal.SIGTERM)
-    folders = set(Path("/tmp").glob("fedkd-ray-*")) | set(
-        Path(tempfile.gettempdir()).glob("fedkd-ray-*")
-    )
-    with pytest.raises(KeyError, match="stop"), engine._connected(None) as ours:
-        assert ours
-        assert signal.getsignal(signal.SIGTERM) is handler, "Ray would take it over"
-        started = descendants(os.getpid())
-        assert any("raylet" in line for line in started.values())
-        raise KeyError("stop")
-    assert still_there(started, 20) == []
-    now = set(Path("/tmp").glob("fedkd-ray-*")) | set(
-        Path(tempfile.gettempdir()).glob("fedkd-ray-*")
-    )
-    assert now <= folders
+    handler, before = signal.getsignal(signal.SIGTERM), folders()
+    seen = {}
+
+    def fail():
+        with engine._connected(None) as ours:
+            seen.update(ours=ours, handler=signal.getsignal(signal.SIGTERM), new=folders() - before)
+            seen["processes"] = descendants(os.getpid())
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        fail()
+    assert seen["ours"]
+    assert seen["handler"] is handler, "Ray would take SIGTERM over"
+    assert any("raylet" in line for line in seen["processes"].values())
+    assert still_there(seen["processes"], 20) == []
+    own = [folder for folder in seen["new"] if owned(folder, seen)]
+    assert len(own) == 1
+    assert not own[0].exists()
+
+
+def owned(folder, seen):
+    """Whether Ray's processes named the folder: other runs of this machine have theirs."""
+    return any(str(folder) in line for line in seen["processes"].values())
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
