@@ -8,8 +8,8 @@ from clients.factory import OBJECTIVES
 from fedkd import accounting, config, files
 from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
-from fedkd.engine import ENGINES
 from fedkd.data.site_writing import write_sites
+from fedkd.engine import ENGINES
 from fedkd.experiment import open_data, open_experiment
 from fedkd.fourier.generators.factory import GENERATORS
 from fedkd.losses.factory import LOSSES

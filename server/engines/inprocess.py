@@ -5,21 +5,18 @@ Clients run one after another when their message is sent, or several at a time o
 threads a debugger works inside a client.
 """
 
-import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
+from server.engines.grid import KnownNodes
 from server.engines.threads import Threads
 
 Answer = Callable[[ClientApp, Sequence[tuple[Message, Context]]], Generator[Message, None, None]]
@@ -51,7 +48,7 @@ def one_after_another(
         yield flower.answer(app, message, context)
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(KnownNodes):
     """Carries messages from a ServerApp to a ClientApp in the same process.
 
     Args:
@@ -69,49 +66,11 @@ class InProcessGrid(Grid):
         *,
         stop_at_failure: bool = True,
     ) -> None:
+        super().__init__(num_clients)
         self._app = client_app
         self._answer = answer
         self._stop_at_failure = stop_at_failure
-        self._run = flower.empty_run()
-        contexts = (flower.client_context(number, num_clients) for number in range(num_clients))
-        self._contexts = {context.node_id: context for context in contexts}
         self._replies: dict[str, Message] = {}
-        self._message_ids = map(str, itertools.count(1))
-        flower.introduce_process()
-
-    def set_run(self, run: Run) -> None:
-        """Take over the description of the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Description of the run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message from the server to a node."""
-        return Message(
-            content=content,
-            message_type=message_type,
-            dst_node_id=dst_node_id,
-            group_id=group_id,
-            ttl=ttl,
-        )
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All nodes; none ever leaves."""
-        return list(self._contexts)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """All nodes."""
-        return [NodeInfo(node_id=node) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run the ClientApp for each message; its reply waits under the message's id.
@@ -120,9 +79,7 @@ class InProcessGrid(Grid):
         answered.
         """
         sent = list(messages)
-        ids = list(itertools.islice(self._message_ids, len(sent)))
-        for message, name in zip(sent, ids, strict=True):
-            message.metadata.__dict__["_message_id"] = name
+        ids = [self._name(message) for message in sent]
         nodes = [self._contexts[message.metadata.dst_node_id] for message in sent]
         with closing(self._answer(self._app, list(zip(sent, nodes, strict=True)))) as replies:
             for reply in replies:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import ray
 
-from clients.app import ProcessMemory, make_app
+from clients.app import make_app
+from clients.process_memory import ProcessMemory
 from fedkd.errors import ConfigError
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
