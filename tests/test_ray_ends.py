@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 from server.engines import ray as engine
 from tests.processes import descendants, still_there
 
@@ -97,6 +97,16 @@ def test_no_process_is_left_after_an_interrupt_a_termination_or_a_kill(tmp_path)
             for pid in (*descendants(driver.process.pid), driver.process.pid):
                 if driver.process.poll() is None:
                     os.kill(pid, signal.SIGKILL)
+
+
+def test_a_ray_that_does_not_come_up_is_told_in_a_line(monkeypatch):
+    def fail(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(engine.ray, "init", fail)
+    text = r"cannot be started on this machine \(The current node timed out .*'inprocess'"
+    with pytest.raises(FedkdError, match=text), engine._connected(None):
+        pass
 
 
 def folders():

@@ -17,7 +17,7 @@ import ray
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, FedkdError
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
@@ -110,13 +110,7 @@ def _connected(address: str | None) -> Iterator[bool]:
             logger.info("starting Ray on this machine ...")
             # Of its own: it does not meet other Rays of this machine, and goes with the run.
             folder = Path(tempfile.mkdtemp(prefix="fedkd-ray-", dir=_short_folder()))
-            with deaf(), _quiet(), _set(_environment() | _QUIET_RAY):
-                ray.init(
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    _temp_dir=str(folder),
-                )
+            _start(folder)
         else:
             logger.info("connecting to Ray at %s ...", address)
             _join(address)
@@ -131,6 +125,27 @@ def _connected(address: str | None) -> Iterator[bool]:
 def _short_folder() -> str | None:
     """Ray's sockets lie in the folder, and paths of sockets have at most 107 characters."""
     return "/tmp" if len(tempfile.gettempdir()) > 20 and Path("/tmp").is_dir() else None
+
+
+def _start(folder: Path) -> None:
+    """Start Ray on this machine.
+
+    Raises:
+        FedkdError: It does not come up.
+    """
+    try:
+        with deaf(), _quiet(), _set(_environment() | _QUIET_RAY):
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+            )
+    except Exception as error:  # Ray raises just that when the machine is too busy
+        raise FedkdError(
+            f"Ray cannot be started on this machine ({error}); try again when it is less busy, or "
+            "set engine.name = 'inprocess'"
+        ) from error
 
 
 def _join(address: str) -> None:
