@@ -119,17 +119,20 @@ def test_a_killed_workers_clients_go_on_with_their_state_elsewhere(
         def push_messages(self, messages):
             names = super().push_messages(messages)
             if self.num_sent and self.round == 2 and not failures:
+                self.killed = time.monotonic()
                 for pid in workers_of(os.getpid()):
                     os.kill(pid, signal.SIGKILL)
             return names
 
+        def _fail(self, task, code, reason):
+            failures.append((reason, time.monotonic() - self.killed))
+            super()._fail(task, code, reason)
+
         def send_and_receive(self, messages, *, timeout=None):
             messages = list(messages)
             self.round = int(messages[0].metadata.group_id or 0)
-            started = time.monotonic()
             replies = list(super().send_and_receive(messages, timeout=timeout))
             failed = [reply for reply in replies if reply.has_error()]
-            failures.extend((r.error.reason, time.monotonic() - started) for r in failed)
             again = {reply.metadata.src_node_id for reply in failed}
             if again:
                 messages = [m for m in messages if m.metadata.dst_node_id in again]
