@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from clients.node import Node, State
 from fedkd import config, wire
@@ -21,6 +22,7 @@ from fedkd.site import SiteAnswer, open_site
 logger = logging.getLogger(__name__)
 
 OpenNode = Callable[[Context], Node]
+Pack = Callable[[dict[str, Tensor]], ArrayRecord]
 
 DATA_PATH = "data-path"
 """Key of the node config: the folder in which a hospital has its own images."""
@@ -50,12 +52,13 @@ class ContextMemory:
             context.state[name] = ArrayRecord(tensors)
 
 
-def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
+def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> ClientApp:
     """A ClientApp that answers roll calls, trains and evaluates.
 
     Args:
         open_node: Gives the node of this process; called with each message's context.
         memory: Where clients keep their state between rounds.
+        pack: Makes the record of a reply's tensors, which nobody else has.
     """
     app = ClientApp()
 
@@ -96,7 +99,7 @@ def make_app(open_node: OpenNode, memory: Memory) -> ClientApp:
         if all(tensor.isfinite().all() for tensor in reply.arrays.values()):
             memory.save(context, state)
         content = RecordDict(
-            {wire.ARRAYS: ArrayRecord(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
+            {wire.ARRAYS: pack(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
         )
         return Message(content, reply_to=message)
 

@@ -1,6 +1,7 @@
 """Arrays of messages, read without copying and serialised only when they travel."""
 
 import io
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -40,11 +41,20 @@ class HeldArray(Array):
 
 
 class HeldRecord(ArrayRecord):
-    """Arrays that a strategy of Flower's may read without collecting garbage each time.
+    """Arrays that stay what they are, and are read without collecting garbage each time.
 
-    Flower's own record does, for each reply, when it is emptied while it is read: a good second in
-    a process with torch, and there is nothing to free here.
+    Flower's own record serialises whatever it is made of. It collects garbage for each reply, when
+    it is emptied while it is read: a good second in a process with torch, and there is nothing to
+    free here.
+
+    Args:
+        arrays: By name.
     """
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        super().__init__()
+        for name, array in arrays.items():
+            self[name] = array
 
     def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[npt.NDArray[Any]]:
         """The arrays, in order; they stay, whatever is asked for."""
@@ -52,7 +62,7 @@ class HeldRecord(ArrayRecord):
 
 
 def view(array: Array) -> npt.NDArray[Any]:
-    """The array in a message, read-only, over its own bytes: reading it copies nothing."""
+    """The array in a message, read-only where it has travelled; reading it copies nothing."""
     if isinstance(array, HeldArray):
         return array.numpy()
     file = io.BytesIO(array.data)

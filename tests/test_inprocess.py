@@ -1,10 +1,12 @@
 """The Grid in this process."""
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from server.engines.inprocess import InProcessGrid
+from server.engines.inprocess import InProcessGrid, hold
+from strategies.arrays import HeldArray, view
 
 
 @pytest.fixture
@@ -84,3 +86,25 @@ def test_grids_do_not_share_nodes(grid):
 def test_a_grid_made_after_another_leaves_the_first_working(grid):
     InProcessGrid(ClientApp(), 1)
     assert numbers(grid.send_and_receive(orders(grid, list(grid.get_node_ids())[:1]))) == [(0, 1)]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_no_array_of_a_reply_is_serialised(run, monkeypatch, strategy):
+    def serialise(self):
+        raise AssertionError("nothing travels")
+
+    before = run(strategy={"name": strategy})
+    monkeypatch.setattr(HeldArray, "data", property(serialise))
+    after = run(strategy={"name": strategy})
+    assert after.summary["student_sha256"] == before.summary["student_sha256"]
+
+
+def test_a_reply_that_is_held_is_the_clients_own_tensors():
+    tensors = {"weight": torch.ones(2, 3), "steps": torch.tensor(4)}
+    record = hold(tensors)
+    assert {name: (a.dtype, a.shape) for name, a in record.items()} == {
+        "weight": ("float32", (2, 3)),
+        "steps": ("int64", ()),
+    }
+    tensors["weight"][1, 2] = 7
+    assert view(record["weight"])[1, 2] == 7

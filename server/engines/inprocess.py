@@ -5,11 +5,12 @@ Clients run one after another when their message is sent, or several at a time o
 threads a debugger works inside a client.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
@@ -18,6 +19,7 @@ from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.grid import KnownNodes
 from server.engines.threads import Threads
+from strategies.arrays import HeldArray, HeldRecord
 
 Answer = Callable[[ClientApp, Sequence[tuple[Message, Context]]], Generator[Message, None, None]]
 """A ClientApp, messages and the contexts of their nodes -> replies, in the order in which they
@@ -31,13 +33,18 @@ def run(main: Main, clients: Clients) -> None:
     with ExitStack() as stack:
         memory = stack.enter_context(ProcessMemory(engine.max_state_mb * 10**6))
         if engine.num_workers in (None, 1):
-            app = make_app(lambda _: clients.node, memory)
+            app = make_app(lambda _: clients.node, memory, hold)
             grid = InProcessGrid(app, num_clients, stop_at_failure=stop)
         else:
             threads = stack.enter_context(Threads(clients, engine.num_workers))
-            app = make_app(lambda _: threads.node, memory)
+            app = make_app(lambda _: threads.node, memory, hold)
             grid = InProcessGrid(app, num_clients, threads.answer, stop_at_failure=stop)
         make_server_app(main)(grid, flower.server_context())
+
+
+def hold(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """The record of a reply that does not travel: nothing is serialised."""
+    return HeldRecord({name: HeldArray(tensor.numpy()) for name, tensor in tensors.items()})
 
 
 def one_after_another(
