@@ -102,7 +102,7 @@ def check_clients(divided: Partition, recipe: Recipe) -> None:
     if few:
         why = f"one full batch of {batch_size}" if recipe.training.drop_last else "2 (BatchNorm)"
         raise PartitionError(
-            f"clients with too few training images: {', '.join(few)}; each needs {why}: raise "
+            f"clients with too few training images: {first_of(few)}; each needs {why}: raise "
             "partition.min_examples or use fewer clients"
         )
 
