@@ -12,11 +12,13 @@ from importlib.metadata import version
 from typing import TypeAlias
 
 from fedkd.errors import ClientFailure, FedkdError
+from server.signals import Terminated, interruptible
 
 PROGRAM = "fedkd"
 USER_ERROR = 2
 FAILED = 1
 INTERRUPTED = 130
+TERMINATED = 143
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -313,7 +315,8 @@ def _add_teachers(commands: Subparsers) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 is success, 1 a client that failed, 2 something for the user to mend, 130 Ctrl-C.
+    0 is success, 1 a client that failed, 2 something for the user to mend, 130 Ctrl-C, 143 SIGTERM.
+    At a second Ctrl-C or SIGTERM the process is killed by it at once.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -329,8 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        import_module("server.commands.table").COMMANDS[options.command](options)
-        sys.stdout.flush()
+        with interruptible():
+            import_module("server.commands.table").COMMANDS[options.command](options)
+            sys.stdout.flush()
     except ClientFailure as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILED
@@ -342,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read the output has gone, as `head` does; Python is not to complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Terminated:
+        print(f"{PROGRAM}: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED

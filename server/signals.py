@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C: the first one ends a command in order, a second one at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised like Ctrl-C: every context manager ends what it started."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt at Ctrl-C and Terminated at SIGTERM, once; then both kill at once.
+
+    For commands; who calls fedkd as a library keeps the handlers that he has. A signal that is
+    ignored (``nohup``, a shell's background jobs) stays ignored. Handlers are put back at the end.
+    Without effect outside the main thread, where Python sets none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    ours = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
+
+    def interrupt(received: int, frame: FrameType | None) -> None:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if received == signal.SIGTERM:
+            raise Terminated("SIGTERM")
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
