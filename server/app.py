@@ -46,6 +46,9 @@ def _run_recipe(grid: Grid, context: Context) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("flwr").propagate = False
     recipe = config.load(Recipe, find_recipe(str(context.run_config["config"])))
+    # Whoever reads the run directory is to know where it ran: not where the recipe would have run.
+    engine = recipe.engine.model_copy(update={"name": "flower"})
+    recipe = recipe.model_copy(update={"engine": engine})
     if recipe.engine.num_threads:
         torch.set_num_threads(recipe.engine.num_threads)
     folder = str(context.run_config.get("server-data", ""))

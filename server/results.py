@@ -198,6 +198,8 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
     return {
         "name": recipe.name,
         "mode": mode,
+        # A centralized run is a plain loop in the calling process, whatever the recipe says.
+        "engine": recipe.engine.name if mode == "federated" else "none",
         "seed": recipe.seed,
         "config_hash": recipe.hash(),
         "given": list(experiment.given),

@@ -27,10 +27,14 @@ def interruptible() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     ours = [number for number in SIGNALS if before[number] not in (signal.SIG_IGN, None)]
 
+    terminated = False
+
     def interrupt(received: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = received == signal.SIGTERM
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
-        if received == signal.SIGTERM:
+        if terminated:
             raise Terminated("SIGTERM")
         raise KeyboardInterrupt
 
@@ -38,6 +42,11 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        # Native code that notices a signal, such as Ray's, raises one of its own instead of ours.
+        if terminated and not isinstance(error, Terminated):
+            raise Terminated("SIGTERM") from error
+        raise
     finally:
         for number in ours:
             signal.signal(number, before[number])

@@ -5,6 +5,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedkd.errors import ConfigError
 from server.engines.inprocess import InProcessGrid, hold
 from strategies.arrays import HeldArray, view
 
@@ -108,3 +109,9 @@ def test_a_reply_that_is_held_is_the_clients_own_tensors():
     }
     tensors["weight"][1, 2] = 7
     assert view(record["weight"])[1, 2] == 7
+
+
+def test_a_time_limit_that_one_process_cannot_keep_is_refused(run):
+    with pytest.raises(ConfigError, match=r"failures.timeout_s is 5, but engine.name is 'inproc"):
+        run(failures={"timeout_s": 5})
+    assert run(failures={"timeout_s": 5}, centralized=True).summary["engine"] == "none"

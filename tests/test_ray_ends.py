@@ -14,6 +14,7 @@ import pytest
 
 from fedkd.errors import ConfigError, FedkdError
 from server.engines import ray as engine
+from server.signals import SIGNALS, Terminated, interruptible
 from tests.processes import descendants, still_there
 
 pytestmark = pytest.mark.ray
@@ -107,6 +108,27 @@ def test_a_ray_that_does_not_come_up_is_told_in_a_line(monkeypatch):
     text = r"cannot be started on this machine \(The current node timed out .*'inprocess'"
     with pytest.raises(FedkdError, match=text), engine._connected(None):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)],
+)
+def test_a_signal_while_ray_starts_ends_the_run(monkeypatch, number, expected):
+    """Ray has its own handler of SIGTERM, and must not be left half started by Ctrl-C."""
+    before = [signal.getsignal(one) for one in SIGNALS]
+    reached = []
+
+    def init(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(number)
+        reached.append("started")
+
+    monkeypatch.setattr(engine.ray, "init", init)
+    with pytest.raises(expected), interruptible(), engine._connected(None):
+        pytest.fail("the run goes on")
+    assert reached == ["started"] * (number == signal.SIGINT)
+    assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
 def folders():

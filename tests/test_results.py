@@ -71,6 +71,7 @@ def test_the_summary_is_strict_json_with_all_keys(finished):
     }  # fmt: skip
     assert summary["status"] == "finished"
     assert summary["mode"] == "federated"
+    assert summary["engine"] == "inprocess"
     assert summary["num_rounds"] == 3
     assert summary["seconds"] > 0
     assert summary["clients"] == ["north", "south", "west"]

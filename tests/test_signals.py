@@ -13,6 +13,7 @@ import pytest
 
 from server import Observer, cli, simulate
 from server.commands.table import COMMANDS
+from server.interrupts import held_back
 from server.signals import SIGNALS, interruptible
 
 ROOT = Path(__file__).parents[1]
@@ -175,6 +176,34 @@ def test_handlers_are_put_back_whatever_the_command_does(monkeypatch, capsys):
         assert handlers() == before
     assert all(found != before for found in during)
     assert capsys.readouterr().err == "fedkd: terminated\nfedkd: interrupted\n"
+
+
+def test_sigterm_stays_sigterm_where_native_code_makes_a_ctrl_c_of_it(monkeypatch, capsys):
+    def wait(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setitem(COMMANDS, "list", wait)
+    assert cli.main(["list"]) == 143
+    assert capsys.readouterr().err == "fedkd: terminated\n"
+
+
+def test_ctrl_c_that_is_held_back_comes_at_the_end(caplog):
+    before, done = signal.getsignal(signal.SIGINT), []
+
+    def start():
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+        done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done == ["started"]
+    assert caplog.messages == ["interrupted; it ends as soon as what is being started is there"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_library_sets_no_handler(make_recipe, hospitals):

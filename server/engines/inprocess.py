@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
+from fedkd.errors import ConfigError
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
@@ -27,8 +28,13 @@ come. Who needs no more of them closes the generator."""
 
 
 def run(main: Main, clients: Clients) -> None:
-    """Join ServerApp and ClientApp by a Grid in this process; see :class:`Engine`."""
+    """Join ServerApp and ClientApp by a Grid in this process; see :class:`Engine`.
+
+    Raises:
+        ConfigError: Clients are to be left after a time, which one process cannot do.
+    """
     recipe, num_clients = clients.experiment.recipe, clients.experiment.num_clients
+    _check_timeout(recipe.failures.timeout_s)
     engine, stop = recipe.engine, recipe.failures.policy == "stop"
     with ExitStack() as stack:
         memory = stack.enter_context(ProcessMemory(engine.max_state_mb * 10**6))
@@ -40,6 +46,15 @@ def run(main: Main, clients: Clients) -> None:
             app = make_app(lambda _: threads.node, memory, hold)
             grid = InProcessGrid(app, num_clients, threads.answer, stop_at_failure=stop)
         make_server_app(main)(grid, flower.server_context())
+
+
+def _check_timeout(timeout_s: float | None) -> None:
+    if timeout_s is not None:
+        raise ConfigError(
+            f"failures.timeout_s is {timeout_s:g}, but engine.name is 'inprocess', where a client "
+            "cannot be left while it trains; set engine.name = 'ray' or 'flower', or leave "
+            "failures.timeout_s out"
+        )
 
 
 def hold(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -23,7 +23,7 @@ from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.ray_crew import Crew, make_plan
 from server.engines.ray_grid import RayGrid
-from server.interrupts import deaf
+from server.interrupts import deaf, held_back
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,11 @@ def run(main: Main, clients: Clients) -> None:
             cohort,
             on_gpu=experiment.device.type == "cuda",
             ours=ours,
+        )
+        logger.info(
+            "Ray is there after %.1f s; starting workers: %d",
+            time.monotonic() - started,
+            plan.num_workers,
         )
         environment = {} if ours else _environment()
         crew = Crew(clients, plan, environment)
@@ -107,7 +112,7 @@ def _connected(address: str | None) -> Iterator[bool]:
     folder = None
     try:
         if address is None:
-            logger.info("starting Ray on this machine ...")
+            logger.info("starting Ray on this machine, which takes 5 to 20 s ...")
             # Of its own: it does not meet other Rays of this machine, and goes with the run.
             folder = Path(tempfile.mkdtemp(prefix="fedkd-ray-", dir=_short_folder()))
             _start(folder)
@@ -134,7 +139,7 @@ def _start(folder: Path) -> None:
         FedkdError: It does not come up.
     """
     try:
-        with deaf(), _quiet(), _set(_environment() | _QUIET_RAY):
+        with held_back(), _quiet(), _set(_environment() | _QUIET_RAY):
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
@@ -172,7 +177,7 @@ def _join(address: str) -> None:
         except OSError as error:
             raise ConfigError(f"{asked}, but nobody answers there ({error}); {advice}") from None
     try:
-        with deaf(), _quiet():
+        with held_back(), _quiet():
             if address.startswith("ray://"):
                 ray.init(address, log_to_driver=False)
             else:
@@ -206,6 +211,7 @@ def _set(variables: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Ray says nothing below a warning, and SIGTERM stays what it was: Ray takes it over."""
+    terminated = False
     ray_logger = logging.getLogger("ray")
     level = ray_logger.level
     in_main = threading.current_thread() is threading.main_thread()
@@ -215,7 +221,13 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except SystemExit:
+        if not in_main:
+            raise
+        terminated = True  # what Ray makes of SIGTERM meanwhile
     finally:
         ray_logger.setLevel(level)
         if in_main:
             signal.signal(signal.SIGTERM, handler)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)

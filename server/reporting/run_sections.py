@@ -249,6 +249,7 @@ def environment(group: Group) -> Section:
             "student sha256 (final)": summary.get("student_sha256", NOTHING),
             "student sha256 (tested)": summary.get("best_student_sha256", NOTHING),
             "versions": ", ".join(f"{k} {v}" for k, v in summary["versions"].items()),
+            "engine": summary.get("engine", "not noted"),
             "platform": summary.get("platform", "not noted"),
             "wall clock": f"{summary.get('seconds', 0):,.1f} s",
         }
