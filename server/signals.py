@@ -50,3 +50,14 @@ def interruptible() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+
+
+def keep_sigterm() -> None:
+    """Give SIGTERM back to the handler that Python knows of, if native code has taken it.
+
+    Ray takes it when it starts, and aborts the process then. Without effect outside the main
+    thread.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)

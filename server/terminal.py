@@ -8,6 +8,9 @@ from rich.console import Console
 
 from fedkd.errors import ConfigError
 
+OURS = ("fedkd", "clients", "strategies", "server")
+"""Packages whose log is shown from INFO on; others' from WARNING on."""
+
 
 def stdout() -> Console:
     """Console of the results; wide if it is no terminal."""
@@ -41,6 +44,10 @@ def log_to_stderr() -> None:
 
 class _Stderr(logging.Handler):
     """Prints log lines on what stderr is at that moment: a progress bar may have replaced it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ours = record.name.partition(".")[0] in OURS
+        return ours or record.levelno >= logging.WARNING
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM at the command line, with real processes."""
 
+import ctypes
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 from server import Observer, cli, simulate
 from server.commands.table import COMMANDS
 from server.interrupts import held_back
-from server.signals import SIGNALS, interruptible
+from server.signals import SIGNALS, Terminated, interruptible, keep_sigterm
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "import sys; from server.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -188,6 +189,15 @@ def test_sigterm_stays_sigterm_where_native_code_makes_a_ctrl_c_of_it(monkeypatc
     monkeypatch.setitem(COMMANDS, "list", wait)
     assert cli.main(["list"]) == 143
     assert capsys.readouterr().err == "fedkd: terminated\n"
+
+
+def test_sigterm_that_native_code_has_taken_comes_back():
+    with interruptible():
+        ctypes.pythonapi.PyOS_setsig(signal.SIGTERM, ctypes.c_void_p(int(signal.SIG_IGN)))
+        signal.raise_signal(signal.SIGTERM)
+        keep_sigterm()
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_ctrl_c_that_is_held_back_comes_at_the_end(caplog):

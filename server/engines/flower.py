@@ -38,6 +38,7 @@ from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.watched_grid import WatchedGrid
+from server.signals import keep_sigterm
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,7 @@ class _Runtime:
             FedkdError: It has; says why.
         """
         if self._thread.is_alive():
+            keep_sigterm()
             return
         error = self._error
         while error is not None and error.__cause__ is not None:

@@ -19,13 +19,13 @@ from clients.node import Node, State
 from fedkd.experiment import Experiment
 from server.engines import messages as flower
 from server.engines.packing import Bytes, Stamp, pack, sees, unpack
+from server.terminal import OURS
 from strategies.arrays import HeldArray, view
 
 Plain = dict[str, tuple[str, dict[str, Any]]]
 """The records of a message by name: of which kind, and what is in it; arrays are NumPy's."""
 
 _KINDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "config": ConfigRecord}
-_OURS = ("fedkd", "clients", "strategies", "server")
 
 
 @dataclass
@@ -201,7 +201,7 @@ class _Ears(logging.Handler):
         root = logging.getLogger()
         root.setLevel(logging.WARNING)
         root.addHandler(self)
-        for name in _OURS:
+        for name in OURS:
             logging.getLogger(name).setLevel(logging.INFO)
 
     def hear(self, partition_id: int, what: str, done: int, total: int) -> None:
