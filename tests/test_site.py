@@ -60,6 +60,7 @@ def test_hospitals_with_their_own_folders_give_the_student_of_the_simulation(met
     same += ["val", "test", "train_counts", "best_round"]
     assert {key: summary[key] for key in same} == {key: simulated.summary[key] for key in same}
     assert (summary["given"], summary["at_hospitals"]) == (["images"], True)
+    assert summary["engine"] == "flower", "it did not run in the recipe's own process"
     rounds = pd.read_csv(run / "rounds.csv")
     left_out = ["seconds", "bytes_up"]  # hospitals send counts instead of predictions
     pd.testing.assert_frame_equal(
@@ -208,7 +209,7 @@ def test_a_node_without_a_data_path_is_named(small, tmp_path):
     )
 
 
-def test_what_is_wrong_with_a_hospitals_files_stays_in_its_own_log(tmp_path, caplog):
+def test_what_is_wrong_with_a_hospitals_files_stays_in_its_own_log(tmp_path, capsys):
     recipe = recipe_with(objective={"name": "supervised"})
     sites, server = write_folders(recipe, tmp_path / "sites")
     labels = (sites[1] / LABELS).read_text().splitlines()
@@ -218,7 +219,7 @@ def test_what_is_wrong_with_a_hospitals_files_stays_in_its_own_log(tmp_path, cap
     assert "client 1 cannot use the images of its data-path; its own log says why" in text
     assert patient not in text
     assert f"name a file that does not exist: row 2 ({sites[1]}/images/{patient}.png)" in (
-        caplog.text
+        capsys.readouterr().err
     )
 
 
