@@ -222,6 +222,8 @@ def test_a_client_that_is_too_late_is_answered_for_and_its_worker_replaced(clust
         reasons = [reply.error.reason for reply in replies]
         processes = [pid for pid, _ in crew._processes]
         assert still_there(processes[:1], 10) == []
+        again = list(grid.send_and_receive(messages[:1], timeout=3))
+        assert again[0].error.reason.startswith("no answer within 3 s"), "a start counted as late"
     finally:
         crew.end()
     assert reasons[0].startswith("no answer within 3 s; its Ray worker (process ")

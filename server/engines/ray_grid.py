@@ -99,6 +99,8 @@ class RayGrid(KnownNodes):
             timeout: Seconds after which an error reply stands for what has not come; None waits.
         """
         names = self.push_messages(messages)
+        if timeout is not None:
+            self._crew.wait()  # for a worker that takes another's place: not the client's time
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._waiting or self._running:
             left = _TICK_S if deadline is None else deadline - time.monotonic()
