@@ -25,6 +25,7 @@ from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
 from server.failures import TRACEBACK, describe
+from server.growing_table import GrowingTable
 from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
 from server.pictures.curves import plot_curves
@@ -55,6 +56,8 @@ class RunDirectory(Observer):
         self._initial = ""
         self._failed: dict[str, Any] = {}
         self._started = time.perf_counter()
+        self._rounds = GrowingTable(path / "rounds.csv")
+        self._clients = GrowingTable(path / "clients.csv")
 
     @classmethod
     def create(
@@ -122,9 +125,9 @@ class RunDirectory(Observer):
             self._write_text(name, "\n".join(texts))
 
     def round_finished(self, board: Scoreboard) -> None:
-        """Write the tables anew with the new rows, and the student if it is to be kept."""
-        self._write_table("rounds.csv", pd.DataFrame(board.rounds))
-        self._write_table("clients.csv", pd.DataFrame(board.clients))
+        """Write the tables with the new rows, and the student if it is to be kept."""
+        self._rounds.write(board.rounds)
+        self._clients.write(board.clients)
         number, every = board.rounds[-1]["round"], self._experiment.recipe.keep_students_every
         if every and number % every == 0:
             self._keep_student(number, board.latest)
