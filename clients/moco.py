@@ -1,6 +1,5 @@
 """MoCo: hospitals make a teacher together, without labels, by momentum contrast."""
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -61,7 +60,7 @@ class MoCo(Stateless):
     ) -> dict[str, float]:
         """Start the momentum encoder from the received student; random keys in the first round."""
         keys = (round_number, self._partition_id)
-        self._key = copy.deepcopy(student).requires_grad_(False).train()
+        self._key = student.frozen_copy().train()
         self._draws = seeding.generator(self._seed, "moco-views", *keys)
         if self._queue is None:
             generator = seeding.generator(self._seed, "moco-queue", self._partition_id)

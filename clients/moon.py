@@ -1,6 +1,5 @@
 """MOON: supervised training, contrasted with the received and the client's previous student."""
 
-import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -90,4 +89,4 @@ class Moon(Supervised):
         return Losses(total, per_example, terms)
 
     def _freeze(self, student: Student) -> Student:
-        return copy.deepcopy(student).requires_grad_(False).train(self.frozen_mode == "train")
+        return student.frozen_copy().train(self.frozen_mode == "train")

@@ -144,6 +144,8 @@ class Node:
         loader = self.experiment.loader(partition_id)
         objective = make_objective(self.experiment, partition_id, round_number)
         student, self._initial = self._student, False
+        keys = (round_number, partition_id)
+        student.draws.manual_seed(seeding.torch_seed(recipe.seed, "dropout", *keys))
         if state:
             objective.load_state(state[OBJECTIVE])
         self._load_student(arrays, state.get(LOCAL, self._initial_local))

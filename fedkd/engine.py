@@ -50,7 +50,7 @@ class EngineConfig(Section):
     compile: bool = False
     """torch.compile for the backbone that a process trains its clients' students with: minutes at
     the start of every process, faster steps on a GPU. Needs a C++ compiler. Can change the last
-    bits; a student with dropout (efficientnet_b0) gets other draws."""
+    bits."""
     prefetch: int = Field(default=2, ge=0, le=64)
     """Batches that are read, pinned and sent ahead to a GPU while it computes; 0 reads each when
     its turn comes. Without effect on a CPU."""

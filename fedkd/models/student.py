@@ -1,5 +1,6 @@
 """Students: a backbone with a classifier and, for distillation, a projector with its own head."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import StudentError
+from fedkd.models.dropout import seed_dropout
 from fedkd.models.small_resnet import num_deepest
 from fedkd.models.states import mismatches
 from fedkd.precision import Precision, run_backbone
@@ -65,7 +67,8 @@ class Student(nn.Module):
     alone, as in ``fedkd pretrain``, and ``fc`` stays untrained.
 
     Args:
-        backbone: Maps normalised images (batch, 3, height, width) to features (batch, d).
+        backbone: Maps normalised images (batch, 3, height, width) to features (batch, d). Its
+            dropout is replaced by one that draws from :attr:`draws`.
         num_features: d.
         num_classes: Classes, absent ones included.
         num_teacher_features: D; None builds neither projector nor second classifier.
@@ -78,6 +81,8 @@ class Student(nn.Module):
     Attributes:
         precision: Of the backbone, see :func:`fedkd.precision.run_backbone`; heads compute in the
             type of the weights, so that what a loss reads is not rounded. No part of the state.
+        draws: Generator of the backbone's dropout, if it has any; whoever trains seeds it. No part
+            of the state.
     """
 
     precision: Precision
@@ -101,6 +106,8 @@ class Student(nn.Module):
         projectors = (contrastive, momentum_contrast, num_teacher_features is not None)
         assert sum(projectors) <= 1, "a student has one projector"
         classifier = CosineClassifier if cosine else nn.Linear
+        self.draws = torch.Generator()
+        seed_dropout(backbone, self.draws)
         self.backbone = backbone
         self.precision = "full"
         self.p1: nn.Module | None = None
@@ -143,6 +150,10 @@ class Student(nn.Module):
         projection = self.p_free(features[:, -self._num_projected :])
         projected_logits = self.fc_free(projection) if self.fc_free is not None else None
         return StudentOutput(features, logits, projection, projected_logits)
+
+    def frozen_copy(self) -> "Student":
+        """A copy that does not learn; it and this one never drop the same: they draw in turn."""
+        return copy.deepcopy(self, {id(self.draws): self.draws}).requires_grad_(False)
 
     def project(self, pixels: Tensor) -> Tensor:
         """The projection alone, float (batch, D)."""
