@@ -303,3 +303,14 @@ def test_local_shares_no_prompts_whatever_the_others_share():
     shared = {cell.arm: cell.recipe.prompts.shared for cell in plan(recipe).cells}
     assert shared["fedavg"] == "by_examples"
     assert shared["local"] == "no"
+
+
+def test_processes_of_a_comparison_do_not_each_start_workers_of_their_own():
+    with pytest.raises(ConfigError) as error:
+        plan(make({"workers": 2}, engine={"name": "ray"}))
+    assert str(error.value) == (
+        "engine.name is 'ray' with compare.workers = 2, but each of these processes would start "
+        "workers of its own for the same cores; set compare.workers = 1, or engine.name = "
+        "'inprocess'"
+    )
+    assert plan(make({"workers": 1}, engine={"name": "ray"})).cells

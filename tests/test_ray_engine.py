@@ -18,8 +18,9 @@ from server import simulate
 from server.engines import ray as engine
 from server.engines import ray_grid
 from server.engines.clients import Clients
-from server.engines.ray_crew import Crew, make_plan
+from server.engines.ray_crew import Crew
 from server.engines.ray_grid import RayGrid
+from server.engines.worker_plan import make_plan
 from server.federation import run_federation
 from server.scoreboard import Observer
 from strategies.base import Setup

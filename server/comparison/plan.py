@@ -128,6 +128,7 @@ def plan(recipe: Recipe) -> Plan:
                 for draft in _combinations(setting.values, arm_axes)
             ]
     cells = [cell for seed in compare.seeds for cell in _of_seed(drafts, seed)]
+    _check_engines(cells, compare.workers)
     return Plan(_one_name_each(cells), _reference_arm(reference, cells))
 
 
@@ -136,6 +137,16 @@ def _check_seeds(seeds: Sequence[int]) -> None:
         raise ConfigError(
             f"compare.seeds is {list(seeds)}; it must be whole numbers from 0 on, each once, and "
             "at least one; three or more show an uncertainty"
+        )
+
+
+def _check_engines(cells: Sequence[Cell], workers: int) -> None:
+    names = {cell.recipe.engine.name for cell in cells} - {"inprocess"}
+    if names and workers > 1:
+        raise ConfigError(
+            f"engine.name is {min(names)!r} with compare.workers = {workers}, but each of these "
+            "processes would start workers of its own for the same cores; set compare.workers = 1, "
+            "or engine.name = 'inprocess'"
         )
 
 

@@ -32,12 +32,13 @@ from ray import cloudpickle
 
 from clients.app import ContextMemory, make_app
 from clients.node import Node
-from fedkd.errors import ConfigError, FedkdError
+from fedkd.errors import FedkdError
 from fedkd.experiment import Experiment, open_experiment
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.watched_grid import WatchedGrid
+from server.engines.worker_plan import plan_for
 from server.signals import keep_sigterm
 
 logger = logging.getLogger(__name__)
@@ -62,31 +63,6 @@ def run(main: Main, clients: Clients) -> None:
         runtime.end()
 
 
-def workers_of(experiment: Experiment) -> tuple[int, int, float]:
-    """Workers, CPU threads of each, and GPUs of each, as :class:`EngineConfig` says.
-
-    Raises:
-        ConfigError: So many workers would need more GPUs than there are.
-    """
-    engine, cores = experiment.recipe.engine, len(os.sched_getaffinity(0))
-    cohort = round(experiment.num_clients * experiment.recipe.strategy.fraction_train)
-    gpus = torch.cuda.device_count() if experiment.device.type == "cuda" else 0
-    if engine.num_workers is not None:
-        workers = engine.num_workers
-    elif gpus:
-        workers = int(gpus / engine.gpus_per_worker) if engine.gpus_per_worker else gpus
-    else:
-        workers = cores // (engine.num_threads or 1)
-    workers = max(1, min(workers, cohort) if engine.num_workers is None else workers)
-    share = gpus / workers if engine.gpus_per_worker is None else engine.gpus_per_worker
-    if gpus and workers * share > gpus + 1e-6 or share and not gpus:
-        raise ConfigError(
-            f"engine.num_workers is {workers} and engine.gpus_per_worker {share:g}, but there are "
-            f"{gpus} GPUs to use; lower one of them"
-        )
-    return workers, engine.num_threads or max(1, cores // workers), share
-
-
 class _ShippedApp(ClientApp):
     """The ClientApp that travels with every message: no more than where the clients' data are.
 
@@ -103,16 +79,15 @@ class _ShippedApp(ClientApp):
         return flower.answer(_app(self._file), message, context)
 
 
-def _ship(clients: Clients, folder: Path) -> Path:
+def _ship(clients: Clients, num_threads: int, folder: Path) -> Path:
     """Write once what each worker opens once: the recipe, or what the caller gave instead."""
     experiment = clients.experiment
     what = experiment if experiment.given else experiment.recipe
-    _, threads, _ = workers_of(experiment)
     file = folder / "clients.pickle"
     with file.open("wb") as out:
         # Unlike pickle it takes along what was defined in a script or a notebook.
         cloudpickle.dump(  # type: ignore[no-untyped-call]
-            (what, threads, clients.prompts_folder, clients.students_folder), out
+            (what, num_threads, clients.prompts_folder, clients.students_folder), out
         )
     return file
 
@@ -151,8 +126,10 @@ class _Runtime:
 
     def __init__(self, clients: Clients, folder: Path) -> None:
         self._clients = clients
-        self._file = _ship(clients, folder)
-        self._workers, threads, gpus = workers_of(clients.experiment)
+        gpus = torch.cuda.device_count() if clients.experiment.device.type == "cuda" else 0
+        plan = plan_for(clients.experiment, len(os.sched_getaffinity(0)), gpus)
+        self._workers = plan.num_workers
+        self._file = _ship(clients, plan.num_threads, folder)
         self._config: BackendConfig = {
             # Never the cluster that RAY_ADDRESS may name: Flower's workers belong to this run.
             "init_args": {
@@ -164,7 +141,7 @@ class _Runtime:
             },
             # Flower hands these to the actors' options as they are. Without max_restarts a worker
             # that dies stays in its pool, dead, and is given every second message.
-            "client_resources": {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1},
+            "client_resources": {"num_cpus": 1, "num_gpus": plan.num_gpus, "max_restarts": -1},
         }
         self._lent: queue.Queue[Grid] = queue.Queue()
         self._returned = threading.Event()

@@ -21,8 +21,9 @@ from fedkd.errors import ConfigError, FedkdError
 from server.app import make_app as make_server_app
 from server.engines import messages as flower
 from server.engines.clients import Clients, Main
-from server.engines.ray_crew import Crew, make_plan
+from server.engines.ray_crew import Crew
 from server.engines.ray_grid import RayGrid
+from server.engines.worker_plan import plan_for
 from server.interrupts import deaf, held_back
 
 logger = logging.getLogger(__name__)
@@ -49,19 +50,11 @@ def run(main: Main, clients: Clients) -> None:
         FedkdError: A worker cannot start.
     """
     experiment = clients.experiment
-    engine = experiment.recipe.engine
     started = time.monotonic()
-    with _connected(engine.address) as ours:
+    with _connected(experiment.recipe.engine.address) as ours:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cohort = max(1, round(experiment.num_clients * experiment.recipe.strategy.fraction_train))
-        plan = make_plan(
-            engine,
-            resources.get("CPU", 0),
-            resources.get("GPU", 0),
-            cohort,
-            on_gpu=experiment.device.type == "cuda",
-            ours=ours,
-        )
+        cores, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+        plan = plan_for(experiment, cores, gpus, ours=ours)
         logger.info(
             "Ray is there after %.1f s; starting workers: %d",
             time.monotonic() - started,
@@ -72,8 +65,8 @@ def run(main: Main, clients: Clients) -> None:
         try:
             crew.wait()
             logger.info(
-                "%d Ray workers of %d CPU threads%s are ready after %.1f s; they share %.1f MB, "
-                "besides mapped files",
+                "%d Ray workers with %d CPU threads each%s are ready after %.1f s; they share %.1f "
+                "MB, besides mapped files",
                 plan.num_workers,
                 plan.num_threads,
                 f" and {plan.num_gpus:g} GPU" if plan.num_gpus else "",

@@ -1,10 +1,10 @@
-"""How many Ray workers there are, and what each is given."""
+"""How many workers there are, and what each is given."""
 
 import pytest
 
 from fedkd.engine import EngineConfig
 from fedkd.errors import ConfigError
-from server.engines.ray_crew import Plan, make_plan
+from server.engines.worker_plan import Plan, make_plan
 
 
 def plan(cores=8.0, gpus=0.0, cohort=6, on_gpu=None, ours=True, **engine):
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused(asked, text):
 
 def test_workers_that_share_cores_are_told_of(caplog):
     plan(num_workers=16)
-    assert "16 Ray workers of 1 CPU threads share 8 cores" in caplog.text
+    assert "16 workers with 1 CPU threads each share 8 cores" in caplog.text
     caplog.clear()
     plan(num_workers=8)
     assert caplog.text == ""
