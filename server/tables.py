@@ -16,6 +16,7 @@ from fedkd.experiment import Experiment
 from fedkd.metrics import Evaluation, balanced_accuracy, mcc
 from fedkd.partitions.divergence import label_divergence
 from server.evaluation import own_confusion
+from server.many_clients import MAX_CLIENTS, spread_of_clients
 from server.scoreboard import Scoreboard
 
 # Of a column of counts, beyond which its name is broken.
@@ -39,8 +40,14 @@ def print_results(console: Console, board: Scoreboard) -> None:
     val, test = board.best_val, board.test
     title = f"student of round {board.best_round}, best on val"
     print_evaluations(console, board.experiment, title, {"val": val, "test": test})
-    if board.best_own:
+    if 0 < len(board.best_own) <= MAX_CLIENTS:
         console.print(_own_table(board))
+    elif board.best_own:
+        console.print(
+            f"{len(board.best_own):,} clients' own students: see predictions_clients.csv and "
+            "clients.csv",
+            highlight=False,
+        )
 
 
 def print_evaluations(
@@ -101,17 +108,21 @@ def print_partition(console: Console, table: pd.DataFrame) -> None:
     """Training images per client and class; absent classes as a dot.
 
     A row per client; where the classes do not fit side by side, a row per class, in as many tables
-    as it takes to show all clients.
+    as it takes to show all clients. Of more clients than ``MAX_CLIENTS`` only the spread.
     """
     counts = table.set_index("client")
     totals = counts.sum()
-    counts = pd.concat([counts, totals.to_frame("all").T])
-    shown = _count_table(counts, "client")
+    many = len(counts) > MAX_CLIENTS
+    above = spread_of_clients(counts) if many else counts
+    counts = pd.concat([above, totals.to_frame("all").T])
+    shown = _count_table(counts, f"of {len(table):,} clients" if many else "client")
     if _width(console, shown) <= console.width:
         console.print(shown)
     else:
         for shown in _class_tables(console, counts.T):
             console.print(shown)
+    if many:
+        console.print(f"partition.csv has each of the {len(table):,} clients", highlight=False)
     sizes = sorted((int(count), str(name)) for name, count in totals.iloc[:-1].items() if count)
     if sizes:
         (small, smallest), (large, largest) = sizes[0], sizes[-1]
@@ -177,13 +188,24 @@ def print_divergence(
     shown.add_column("client")
     shown.add_column("divergence", justify="right")
     shown.add_column("classes without an image")
-    for client, row, value in zip(client_names, counts, label_divergence(counts), strict=True):
+    values = label_divergence(counts)
+    # Of many clients those that differ most.
+    order = np.argsort(-np.nan_to_num(values), kind="stable")[:MAX_CLIENTS]
+    for number in order if len(values) > MAX_CLIENTS else range(len(values)):
+        client, row, value = client_names[number], counts[number], values[number]
         lacking = names[present & (row == 0)].tolist()
         shown.add_row(client, _number(float(value)), ", ".join(lacking) or "-")
     if not present.all():
         shown.add_section()
         shown.add_row("nobody has", "", ", ".join(names[~present].tolist()))
     console.print(shown)
+    if len(values) > MAX_CLIENTS:
+        quarter, median, three = np.nanquantile(values, (0.25, 0.5, 0.75))
+        console.print(
+            f"the {MAX_CLIENTS} of {len(values):,} clients that differ most; divergence of all: "
+            f"median {median:.3f}, quartiles {quarter:.3f} and {three:.3f}",
+            highlight=False,
+        )
     console.print(
         "divergence: Jensen-Shannon, in bits, of a client's label distribution from that of all\n"
         "images together; 0 = the same mix, 1 = nothing in common",

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from server.many_clients import MAX_CLIENTS
 from server.pictures.style import (
     CLASS_COLOURS,
     DARK,
@@ -35,6 +36,7 @@ def plot_partition(
     Left, one bar per client, stacked by class, on a linear axis, for only there do lengths add up.
     Right, the table of counts, shaded by their logarithm, so that rare diseases are seen; a class
     that a client lacks is a hatched cell. The swatches above its columns are the bars' legend.
+    Of more clients than ``MAX_CLIENTS`` some of all sizes are drawn.
 
     Args:
         counts: Images, int64 (num_clients, num_classes), at least one of each.
@@ -43,6 +45,12 @@ def plot_partition(
         path: File to write, replaced as a whole.
         title: Heading.
     """
+    if len(counts) > MAX_CLIENTS:
+        # From the largest to the smallest, in even steps, so that the picture shows the spread.
+        order = np.argsort(-counts.sum(axis=1), kind="stable")
+        kept = order[np.linspace(0, len(order) - 1, MAX_CLIENTS).round().astype(int)]
+        title = f"{title} ({MAX_CLIENTS} of {len(counts):,}, from the largest to the smallest)"
+        counts, client_names = counts[kept], [client_names[number] for number in kept]
     num_clients, num_classes = counts.shape
     size = (9.5 + 0.55 * num_classes, min(2.6 + 0.36 * num_clients, 40.0))
     with rc_context(STYLE):

@@ -7,6 +7,7 @@ import pandas as pd
 
 from fedkd.data.images import Integers
 from fedkd.metrics import recall_per_class
+from server.many_clients import MAX_CLIENTS
 from server.pictures.page import Block, DataTable, Drawing, Section
 from server.pictures.report_bars import draw_recall, draw_reliability
 from server.pictures.report_curves import draw_traffic
@@ -172,6 +173,11 @@ def weights(group: Group) -> Section:
         return Section(heading, ("There is one client, so nothing was aggregated.",))
     if record.recipe.strategy.exchange == "nothing":
         return Section(heading, ("Nothing travelled, so nothing was aggregated.",))
+    if len(names) > MAX_CLIENTS:
+        text = (
+            f"There are {len(names):,} clients: clients.csv has the weight of each in each round."
+        )
+        return Section(heading, (text,))
     wide = record.clients.pivot_table(index="partition_id", columns="round", values="weight")
     wide = wide.reindex(index=range(len(names)))
     size = record.counts.sum(axis=1)
@@ -242,7 +248,10 @@ def traffic(group: Group) -> Section:
             partial(draw_traffic, rounds, seconds), "Megabytes and client seconds of each round"
         )
     )
-    blocks.append(DataTable(frame, f"By client (seed {record.seed})"))
+    if len(frame) <= MAX_CLIENTS:
+        blocks.append(DataTable(frame, f"By client (seed {record.seed})"))
+    else:
+        blocks.append(f"{len(frame):,} clients took part; clients.csv has each.")
     return Section(heading, tuple(blocks))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from server.comparison.sentences import LEAST_SEEDS
+from server.many_clients import MAX_CLIENTS, spread_of_clients
 from server.pictures.page import Alarm, Block, DataTable, Drawing, Section
 from server.pictures.report_curves import draw_curves
 from server.pictures.report_heatmap import HeatMap, draw_heatmap
@@ -197,7 +198,12 @@ def data(group: Group) -> Section:
     hashes = {one.summary["partition_hash"] for one in group.records}
     if len(hashes) > 1:
         blocks.append(f"The division differs between seeds; this is the one of seed {record.seed}.")
-    blocks.append(Drawing(partial(draw_heatmap, shown), "Training images by client and class"))
+    if len(counts) <= MAX_CLIENTS:
+        blocks.append(Drawing(partial(draw_heatmap, shown), "Training images by client and class"))
+    else:
+        spread_over = spread_of_clients(pd.DataFrame(counts, columns=list(record.class_names)))
+        caption = f"Of {len(counts):,} clients; partition.csv has each"
+        blocks.append(DataTable(spread_over.rename_axis("").reset_index(), caption))
     finished = group.finished
     table = finished[0].per_class if finished else pd.DataFrame()
     if table.empty:
