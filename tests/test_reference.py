@@ -115,7 +115,7 @@ def test_the_file_says_what_was_measured(kept):
         ({"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}, {}),
         ({}, {"size": 13}),
         ({}, {"reference_images": 33}),
-        ({}, {"precision": "bfloat16"}),
+        ({"precision": "bfloat16"}, {}),
         ({}, {"name": "pretrained", "checkpoint": "x"}),
     ],
 )
