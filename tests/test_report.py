@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import math
+import re
 import shutil
 from xml.etree import ElementTree
 
@@ -137,6 +138,18 @@ def test_runs_are_grouped_by_the_keys_in_which_they_differ(runs, tmp_path):
     headings = [words(one) for one in page.iter("h2")]
     assert headings.index("Scores on test") < headings.index("Runs") < len(headings) - 2
     assert "do not have the same finished seeds" in words(page)
+
+
+def test_mixed_precision_is_another_recipe_but_another_engine_is_none(runs, run):
+    text = (run / "config.toml").read_text()
+    first = read_record(runs[0])
+    for key, num_groups in (("mixed_precision", 2), ("name", 1)):
+        value = {"mixed_precision": "bfloat16", "name": "ray"}[key]
+        changed, old = re.subn(rf'(?s)(\[engine\].*?\n{key} = )"[^"]*"', rf'\1"{value}"', text)
+        assert old == 1
+        (run / "config.toml").write_text(changed)
+        groups, _ = group_runs([first, read_record(run)])
+        assert len(groups) == num_groups
 
 
 def test_a_seed_that_was_run_twice_counts_once(runs, run, tmp_path):

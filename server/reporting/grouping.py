@@ -21,6 +21,8 @@ LEFT_OUT = (
     "failures",
 )
 """Keys by which runs are not told apart: they change no number, or make a repetition."""
+ROUNDED = "engine.mixed_precision"
+"""The one key of these sections that changes more than last bits."""
 _MAX_LABEL = 60
 
 
@@ -114,7 +116,7 @@ def _told_apart(record: Record) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(record.recipe).items()
-        if key.partition(".")[0] not in LEFT_OUT
+        if key.partition(".")[0] not in LEFT_OUT or key == ROUNDED
     }
 
 
