@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
 from clients.node import Node, State
@@ -60,7 +61,7 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
         memory: Where clients keep their state between rounds.
         pack: Makes the record of a reply's tensors, which nobody else has.
     """
-    app = ClientApp()
+    app = ClientApp(mods=[_keep_private])
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -79,6 +80,12 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
     def train(message: Message, context: Context) -> Message:
         """Train the received student for one round and remember the client's state."""
         instructions = message.content.config_records[wire.CONFIG]
+        if DATA_PATH in context.node_config and not instructions.get(wire.AT_HOSPITALS):
+            raise ConfigError(
+                f"client {partition_id(context)} has a data-path, but the server has no "
+                "server-data and takes its images for those of the recipe; start `flwr run` with "
+                "server-data in --run-config, or the SuperNodes without data-path"
+            )
         number, round_number = partition_id(context), int(cast(int, instructions[wire.ROUND]))
         node = open_node(context)
         try:
@@ -106,6 +113,11 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Predict the client's own part of a split with a global student and its own tensors."""
+        if DATA_PATH in context.node_config:
+            raise ConfigError(
+                f"client {partition_id(context)} has images of its own, of which no prediction "
+                "leaves the hospital; set strategy.exchange = 'all'"
+            )
         instructions = message.content.config_records[wire.CONFIG]
         number = partition_id(context)
         probabilities = open_node(context).evaluate(
@@ -121,6 +133,21 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
         return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
 
     return app
+
+
+def _keep_private(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Tell a hospital alone what is wrong with its images, whatever it was asked."""
+    try:
+        return call_next(message, context)
+    except (DataError, OSError) as error:
+        if DATA_PATH not in context.node_config:
+            raise
+        # What these name, files and patients, is for the hospital's own eyes.
+        logger.error("%s", error)
+        raise DataError(
+            f"client {partition_id(context)} cannot use the images of its data-path; its own log "
+            "says why, which does not leave the hospital, as it may name files and patients"
+        ) from None
 
 
 def partition_id(context: Context) -> int:
@@ -140,15 +167,7 @@ def _node(path: Path, folder: str | None, number: int, num_clients: int | None) 
         torch.set_num_threads(recipe.engine.num_threads)
     if folder is None:
         return Node(open_experiment(recipe))
-    try:
-        return Node(open_site(recipe, number, num_clients, Path(folder)))
-    except DataError as error:
-        # What a DataError names, files and patients, is for the hospital's own eyes.
-        logger.error("%s", error)
-        raise DataError(
-            f"client {number} cannot use the images of its data-path; its own log says why, which "
-            "does not leave the hospital, as it may name files and patients"
-        ) from None
+    return Node(open_site(recipe, number, num_clients, Path(folder)))
 
 
 def _node_of_run(context: Context) -> Node:

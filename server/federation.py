@@ -52,6 +52,8 @@ def run_federation(
             observer.round_started(number)
         started = time.perf_counter()
         config = ConfigRecord({wire.BEST_ROUND: board.best_round})
+        if experiment.is_at_hospitals:
+            config[wire.AT_HOSPITALS] = True
         messages = list(strategy.configure_train(number, arrays, config, grid))
         arrays, _ = strategy.aggregate_train(number, asker.train(messages, number))
         tensors = dict(arrays.to_torch_state_dict())

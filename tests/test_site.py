@@ -223,6 +223,35 @@ def test_what_is_wrong_with_a_hospitals_files_stays_in_its_own_log(tmp_path, cap
     )
 
 
+def test_an_image_that_goes_while_it_is_trained_with_is_named_to_the_hospital_alone(
+    tmp_path, capsys, monkeypatch
+):
+    recipe = recipe_with(objective={"name": "supervised"}, output=str(tmp_path / "runs"))
+    sites, server = write_folders(recipe, tmp_path / "sites")
+
+    def gone(*args, **kwargs):
+        raise OSError(5, "Input/output error", "patient-7.png")
+
+    monkeypatch.setattr("clients.node.train_epochs", gone)
+    text = refusal(recipe, tmp_path / "r.toml", sites, server, ClientFailure)
+    assert "client 0 cannot use the images of its data-path" in text
+    assert "patient" not in text.replace("files and patients", "")
+    log = capsys.readouterr().err
+    assert "patient-7.png" in log
+    (run,) = (tmp_path / "runs" / "sites").iterdir()
+    assert "patient-7" not in "".join(p.read_text() for p in run.glob("*.[cj]s*"))
+
+
+def test_hospitals_do_not_train_for_a_server_that_knows_nothing_of_their_images(small, tmp_path):
+    recipe, sites, _ = small
+    recipe = recipe.model_copy(update={"output": str(tmp_path / "runs")})
+    assert refusal(recipe, tmp_path / "r.toml", sites, "", ClientFailure) == (
+        "client 0 failed: client 0 has a data-path, but the server has no server-data and takes "
+        "its images for those of the recipe; start `flwr run` with server-data in --run-config, or "
+        "the SuperNodes without data-path"
+    )
+
+
 def test_a_recipe_that_is_nowhere_is_said_with_the_places(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe, sites, server = small

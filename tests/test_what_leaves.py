@@ -4,12 +4,13 @@ import io
 
 import pandas as pd
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedkd import config, wire
 from fedkd.experiment import open_experiment
 from fedkd.site import open_site
 from server.cli import main
-from tests.site_federation import recipe_with, run_sites, write_folders
+from tests.site_federation import make_grid, recipe_with, run_sites, write_folders
 
 NUM_CLASSES = 8
 ROLL = {wire.PARTITION_ID, wire.TRAIN_COUNTS, wire.VAL_COUNTS, wire.IMAGE_SIZE}
@@ -91,10 +92,29 @@ def test_a_hospital_is_told_nothing_of_another(federation):
     trains = [message.content for message in grid.sent if message.metadata.message_type == "train"]
     for content in trains:
         assert set(content.config_records[wire.CONFIG]) == {
-            wire.ROUND, wire.BEST_ROUND, wire.SCORE_CLASSES
+            wire.ROUND, wire.BEST_ROUND, wire.SCORE_CLASSES, wire.AT_HOSPITALS
         }  # fmt: skip
         assert not content.metric_records
         assert not any(name in str(content.config_records) for name in names)
+
+
+def test_a_hospital_predicts_for_nobody(federation, tmp_path):
+    recipe, sites, *_ = federation
+    (tmp_path / "recipe.toml").write_text(config.dump(recipe))
+    grid = make_grid(tmp_path / "recipe.toml", sites)
+    content = RecordDict(
+        {
+            wire.ARRAYS: ArrayRecord(open_experiment(recipe).build_student().state_dict()),
+            wire.CONFIG: ConfigRecord({wire.SPLIT: "val", wire.AS_OF_ROUND: 0}),
+        }
+    )
+    (reply,) = grid.send_and_receive(
+        [Message(content, dst_node_id=grid.get_node_ids()[0], message_type="evaluate")]
+    )
+    assert reply.error.reason == (
+        "client 0 has images of its own, of which no prediction leaves the hospital; set "
+        "strategy.exchange = 'all'"
+    )
 
 
 @pytest.mark.parametrize("command", [("evaluate", "--split", "val"), ("prompts",), ("spectrum",)])
