@@ -27,7 +27,8 @@ class WholeStudent:
     """A student that predicts without anything else.
 
     Attributes:
-        network: In eval mode, on the CPU, of the run's floating-point type, without projector.
+        network: In eval mode, on the CPU, of the run's floating-point type, without projector and
+            without mixed precision.
         path: The file that it was read from.
         sha256: Of all tensors in that file, as ``summary.json`` reckons it.
         class_names: In the order of its outputs.
