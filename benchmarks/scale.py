@@ -106,7 +106,7 @@ def main() -> None:
     )
     parser.add_argument("--few", type=int, default=10, help="clients of the one side")
     parser.add_argument("--many", type=int, default=1000, help="clients of the other")
-    parser.add_argument("--images", type=int, default=256, help="training images of each client")
+    parser.add_argument("--images", type=int, default=192, help="training images of each client")
     parser.add_argument("--size", type=int, default=32, help="side of the images in px")
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--rounds", type=int, default=6)
