@@ -156,7 +156,12 @@ def partition_id(context: Context) -> int:
         raise ConfigError(
             "this node has no partition-id; start it with --node-config 'partition-id=<number>'"
         )
-    return int(context.node_config["partition-id"])
+    number = str(context.node_config["partition-id"])
+    if not number.isdecimal():
+        raise ConfigError(
+            f"this node's partition-id is {number!r}; give it one of 0, 1, 2 ... in --node-config"
+        )
+    return int(number)
 
 
 @cache

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedkd import config
 from fedkd.data.site_folder import LABELS, SITE
 from fedkd.errors import ClientFailure, ConfigError, DataError
 from fedkd.site import SiteAnswer, open_server, open_site
@@ -220,6 +221,20 @@ def test_what_is_wrong_with_a_hospitals_files_stays_in_its_own_log(tmp_path, cap
     assert patient not in text
     assert f"name a file that does not exist: row 2 ({sites[1]}/images/{patient}.png)" in (
         capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("given", ["one", "1.5", "-1"])
+def test_a_partition_id_that_is_no_number_is_refused_in_a_line(small, tmp_path, given):
+    recipe, sites, _ = small
+    (tmp_path / "r.toml").write_text(config.dump(recipe))
+    grid = make_grid(tmp_path / "r.toml", sites)
+    list(grid._contexts.values())[0].node_config["partition-id"] = given
+    with pytest.raises(ClientFailure) as failed:
+        call_roll(grid, 3)
+    assert str(failed.value) == (
+        f"client 100 failed: this node's partition-id is '{given}'; give it one of 0, 1, 2 ... in "
+        "--node-config"
     )
 
 
