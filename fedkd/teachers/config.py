@@ -41,9 +41,10 @@ class OneTeacherConfig(Section):
     says, as_is leaves them as the student gets them (as native for a transformer of timm, which
     takes one size alone)."""
     precision: Precision = "full"
-    """full computes in training.dtype. bfloat16 and float16: mixed precision (autocast), for
-    processors that are faster with it; features are rounded (0.4 % and 0.02 % off for the default
-    teacher). With float16, passes with gradients, for Fourier prompts, stay in full precision."""
+    """full computes in training.dtype, or as engine.mixed_precision says. bfloat16 and float16:
+    mixed precision (autocast), whatever that says, for processors that are faster with it; features
+    are rounded (0.4 % and 0.02 % off for the default teacher). With float16, passes with gradients,
+    for Fourier prompts, stay in full precision."""
     views: Literal["augmented", "clean", "dihedral"] = "augmented"
     """Image whose features are the target of ekd, and of fopro with prompts.kept_views, where it is
     prompted first and features are kept in memory. augmented: the one that the student sees, asked
