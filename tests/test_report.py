@@ -18,7 +18,7 @@ from server.cli import main
 from server.latex import to_latex
 from server.reporting.grouping import group_runs
 from server.reporting.numbers import METRICS
-from server.reporting.protocol import changed_keys
+from server.reporting.protocol import changed_keys, sentences
 from server.reporting.record import read_record
 
 NASTY = "<b>\"A\" & 'B'</b> $x_1$ ]]> --\x01"
@@ -150,6 +150,8 @@ def test_mixed_precision_is_another_recipe_but_another_engine_is_none(runs, run)
         (run / "config.toml").write_text(changed)
         groups, _ = group_runs([first, read_record(run)])
         assert len(groups) == num_groups
+        told = "backbones in bfloat16" in " ".join(sentences(read_record(run)))
+        assert told == (key == "mixed_precision")
 
 
 def test_a_seed_that_was_run_twice_counts_once(runs, run, tmp_path):

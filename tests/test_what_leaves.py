@@ -144,7 +144,12 @@ def test_its_student_predicts_files_as_the_server_did(federation, capsys):
 def test_the_run_has_a_report(federation, capsys):
     *_, run = federation
     assert main(["report", str(run)]) == 0
-    assert (run / "report.html").is_file()
+    page = (run / "report.html").read_text()
+    assert "Data: images that stayed at the hospitals, 90 training images" in page
+    assert "Each of the 3 hospitals trained on its own." in page
+    assert "in Python" not in page
+    assert "flwr run . --run-config" in page
+    assert "fedkd run" not in page
     capsys.readouterr()
 
 

@@ -22,6 +22,9 @@ def sentences(record: Record) -> list[str]:
     images = sum(summary["train_counts"].values())
     given = [name.replace("_", " ") for name in summary.get("given", ())]
     source = "images given in Python" if "images" in given else recipe.data.name
+    if summary.get("at_hospitals"):
+        given.remove("images")
+        source = "images that stayed at the hospitals"
     texts = [
         f"Data: {source}, {images:,} training images of {len(summary['train_counts'])} "
         f"classes, the largest with {summary['train_imbalance']:.3g} times the images of the "
@@ -61,6 +64,8 @@ def _division(record: Record) -> str:
     recipe, num_clients = record.recipe, len(record.summary["clients"])
     if record.summary["mode"] == "centralized":
         return "All training images are in one place (centralized)."
+    if record.summary.get("at_hospitals"):
+        return f"Each of the {num_clients} hospitals trained on its own."
     if num_clients == 1:
         return "One client has all training images."
     how = PARTITIONS[recipe.partition.name]
@@ -79,8 +84,9 @@ def _training(recipe: Recipe) -> str:
         + (f", loss {objective.loss} ({loss})" if loss else "")
         + f"; {training.local_epochs} epoch(s) a round, {training.optimizer}, learning rate "
         f"{training.learning_rate:g} ({recipe.schedule.name}), batches of {training.batch_size}, "
-        f"sampling {training.sampling}, augmentation {recipe.augmentation.name}; seed "
-        f"{recipe.seed}."
+        f"sampling {training.sampling}, augmentation {recipe.augmentation.name}"
+        + (", backbones in bfloat16" if recipe.engine.mixed_precision == "bfloat16" else "")
+        + f"; seed {recipe.seed}."
     )
 
 
@@ -144,5 +150,8 @@ def _changes(config: Section, default: Section, prefix: str) -> list[tuple[str, 
 
 def command(record: Record) -> str:
     """The command that repeats the run."""
+    if record.summary.get("at_hospitals"):
+        config = f'config="{record.path.name}/config.toml"'
+        return f"flwr run . --run-config '{config} server-data=\"FOLDER\"'"
     verb = "centralized" if record.summary["mode"] == "centralized" else "run"
     return f"fedkd {verb} {record.path.name}/config.toml"
