@@ -143,7 +143,7 @@ def _keep_private(message: Message, context: Context, call_next: ClientAppCallab
         if DATA_PATH not in context.node_config:
             raise
         # What these name, files and patients, is for the hospital's own eyes.
-        logger.error("%s", error)
+        logger.error("%s", error, exc_info=isinstance(error, OSError))
         raise DataError(
             f"client {partition_id(context)} cannot use the images of its data-path; its own log "
             "says why, which does not leave the hospital, as it may name files and patients"
