@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
+from torch import Tensor
 
 SERIALISATION = "numpy.ndarray"
 """Flower's name of the one way in which it serialises arrays."""
@@ -59,6 +60,11 @@ class HeldRecord(ArrayRecord):
     def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[npt.NDArray[Any]]:
         """The arrays, in order; they stay, whatever is asked for."""
         return [array.numpy() for array in self.values()]
+
+
+def hold(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """A record over the tensors' own memory, which is the CPU's: nothing is serialised."""
+    return HeldRecord({name: HeldArray(tensor.numpy()) for name, tensor in tensors.items()})
 
 
 def view(array: Array) -> npt.NDArray[Any]:

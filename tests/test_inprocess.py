@@ -6,8 +6,8 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.errors import ConfigError
-from server.engines.inprocess import InProcessGrid, hold
-from strategies.arrays import HeldArray, view
+from server.engines.inprocess import InProcessGrid
+from strategies.arrays import HeldArray, hold, view
 
 
 @pytest.fixture

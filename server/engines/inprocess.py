@@ -5,12 +5,11 @@ Clients run one after another when their message is sent, or several at a time o
 threads a debugger works inside a client.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
@@ -20,7 +19,7 @@ from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.grid import KnownNodes
 from server.engines.threads import Threads
-from strategies.arrays import HeldArray, HeldRecord
+from strategies.arrays import hold
 
 Answer = Callable[[ClientApp, Sequence[tuple[Message, Context]]], Generator[Message, None, None]]
 """A ClientApp, messages and the contexts of their nodes -> replies, in the order in which they
@@ -55,11 +54,6 @@ def _check_timeout(timeout_s: float | None) -> None:
             "cannot be left while it trains; set engine.name = 'ray' or 'flower', or leave "
             "failures.timeout_s out"
         )
-
-
-def hold(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """The record of a reply that does not travel: nothing is serialised."""
-    return HeldRecord({name: HeldArray(tensor.numpy()) for name, tensor in tensors.items()})
 
 
 def one_after_another(

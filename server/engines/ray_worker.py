@@ -20,7 +20,7 @@ from fedkd.experiment import Experiment
 from server.engines import messages as flower
 from server.engines.packing import Bytes, Stamp, pack, sees, unpack
 from server.terminal import OURS
-from strategies.arrays import HeldArray, view
+from strategies.arrays import HeldArray, hold, view
 
 Plain = dict[str, tuple[str, dict[str, Any]]]
 """The records of a message by name: of which kind, and what is in it; arrays are NumPy's."""
@@ -128,7 +128,7 @@ class Worker:
         settings = self._settings
         experiment: Experiment = unpack(pieces)
         node = Node(experiment, self._ears.hear, settings.prompts_folder, settings.students_folder)
-        self._app = make_app(lambda _: node, self._memory)
+        self._app = make_app(lambda _: node, self._memory, hold)
         flower.introduce_process()
         # What is said while the node is made, the server's own process has said already.
         self._ears.listen()

@@ -21,7 +21,7 @@ def sentences(record: Record) -> list[str]:
     recipe, summary = record.recipe, record.summary
     images = sum(summary["train_counts"].values())
     given = [name.replace("_", " ") for name in summary.get("given", ())]
-    source = "images given in Python" if "images" in given else recipe.data.name
+    source: str = "images given in Python" if "images" in given else recipe.data.name
     if summary.get("at_hospitals"):
         given.remove("images")
         source = "images that stayed at the hospitals"
