@@ -163,7 +163,10 @@ class _Runtime:
         while True:
             with suppress(queue.Empty):
                 grid = self._lent.get(timeout=_POLL_S)
-                return WatchedGrid(grid, self.check, _LOST, self._clients.progress)
+                stop = self._clients.experiment.recipe.failures.policy == "stop"
+                return WatchedGrid(
+                    grid, self.check, _LOST, self._clients.progress, stop_at_failure=stop
+                )
             self.check()
 
     def check(self) -> None:

@@ -28,6 +28,8 @@ class WatchedGrid(Grid):
         check: Called while it waits; raises if there is nothing to wait for any more.
         lost: Text before the reason of a client that did not raise, but did not answer either.
         progress: Told how many images a client has trained with when its reply is in.
+        poll_s: Seconds between two looks for replies.
+        stop_at_failure: Whether to wait no longer for the others once a client has failed.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class WatchedGrid(Grid):
         check: Callable[[], None],
         lost: str,
         progress: Progress | None = None,
+        poll_s: float = _POLL_S,
+        stop_at_failure: bool = False,
     ) -> None:
         self._inner = inner
         self._check = check
         self._lost = lost
         self._progress = progress
+        self._poll_s = poll_s
+        self._stop_at_failure = stop_at_failure
 
     def set_run(self, run: Run) -> None:
         """As the inner Grid does."""
@@ -84,20 +90,26 @@ class WatchedGrid(Grid):
     ) -> Iterable[Message]:
         """One reply to each message; an error reply for what was lost, or has not come in time.
 
+        Fewer if it stops at a failure.
+
         Args:
             messages: To the clients.
             timeout: Seconds to wait for the replies.
         """
         sent = list(messages)
-        waiting = dict(zip(self._inner.push_messages(sent), sent, strict=True))
+        named = list(zip(self._inner.push_messages(sent), sent, strict=True))
+        waiting = {name: message for name, message in named if name}
         started = spoke = time.monotonic()
-        replies = []
+        # A SuperLink gives no id to a message for a node that is no longer registered.
+        replies = [_failed(message, self._lost) for name, message in named if not name]
         while waiting:
             self._check()
             for reply in self._inner.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id)
                 replies.append(self._readable(reply, asked))
                 self._tell(reply)
+            if self._stop_at_failure and any(reply.has_error() for reply in replies):
+                return replies
             now = time.monotonic()
             if timeout is not None and now - started > timeout:
                 break
@@ -106,7 +118,7 @@ class WatchedGrid(Grid):
                 done, total = len(replies), len(sent)
                 logger.info("%d of %d clients have answered in %.0f s", done, total, now - started)
             if waiting:
-                time.sleep(_POLL_S)
+                time.sleep(self._poll_s)
         late = f"it had not answered within {timeout:g} s" if timeout is not None else ""
         return replies + [_failed(message, late) for message in waiting.values()]
 
