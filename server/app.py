@@ -15,15 +15,20 @@ from fedkd.experiment import Experiment, open_experiment
 from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
 from fedkd.site import SiteAnswer, open_server
+from server.engines.watched_grid import WatchedGrid
 from server.federation import run_federation
 from server.progress import TerminalProgress
 from server.results import RunDirectory
+from server.tables import print_results
 from server.terminal import log_to_stderr, stderr
 from server.tracking.everybody import Everybody, make_trackers
 from strategies.roll import call_roll
 
 ROLL_S = 3600.0
 """Seconds for hospitals to connect, and to open their images: the first decoding takes long."""
+
+_POLL_S = 0.5
+_LOST = "its SuperNode has gone, or the network to it is cut; start it again, or mend that"
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +54,16 @@ def _run_recipe(grid: Grid, context: Context) -> None:
     # Whoever reads the run directory is to know where it ran: not where the recipe would have run.
     engine = recipe.engine.model_copy(update={"name": "flower"})
     recipe = recipe.model_copy(update={"engine": engine})
+    stop = recipe.failures.policy == "stop"
+    grid = WatchedGrid(grid, lambda: None, _LOST, poll_s=_POLL_S, stop_at_failure=stop)
     if recipe.engine.num_threads:
         torch.set_num_threads(recipe.engine.num_threads)
     folder = str(context.run_config.get("server-data", ""))
-    experiment = _of_hospitals(grid, recipe, Path(folder)) if folder else open_experiment(recipe)
+    nodes = None
+    if folder:
+        nodes, experiment = _of_hospitals(grid, recipe, Path(folder))
+    else:
+        experiment = open_experiment(recipe)
     trackers = make_trackers(recipe.tracking)
     output = str(context.run_config.get("output", ""))
     with (
@@ -62,13 +73,18 @@ def _run_recipe(grid: Grid, context: Context) -> None:
     ):
         logger.info("run directory %s", results.path.resolve())
         initial = Node(experiment).initial_arrays()
-        board, arrays = run_federation(grid, experiment, initial, observer)
+        board, arrays = run_federation(grid, experiment, initial, observer, nodes)
         observer.run_ended(board, results.finish(board, arrays))
+    print_results(stderr(), board)
 
 
-def _of_hospitals(grid: Grid, recipe: Recipe, folder: Path) -> Experiment:
-    """Call the roll of hospitals that have images of their own, and open the server's."""
-    answers = {}
+def _of_hospitals(grid: Grid, recipe: Recipe, folder: Path) -> tuple[dict[int, int], Experiment]:
+    """Call the roll of hospitals that have images of their own, and open the server's.
+
+    Returns:
+        The node of each partition, and the experiment.
+    """
+    nodes, answers = {}, {}
     for number, reply in call_roll(grid, recipe.num_clients, ROLL_S, describe=True).items():
         numbers = reply.content.metric_records[wire.METRICS]
         if wire.TRAIN_COUNTS not in numbers:
@@ -76,8 +92,9 @@ def _of_hospitals(grid: Grid, recipe: Recipe, folder: Path) -> Experiment:
                 f"client {number} has no data-path, but server-data is {str(folder)!r}; start "
                 "every SuperNode with its own data-path in --node-config, or leave server-data out"
             )
+        nodes[number] = reply.metadata.src_node_id
         answers[number] = SiteAnswer.read(numbers, reply.content.config_records[wire.CONFIG])
-    return open_server(recipe, answers, folder)
+    return nodes, open_server(recipe, answers, folder)
 
 
 app = make_app(_run_recipe)

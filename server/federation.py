@@ -1,6 +1,7 @@
 """The server's side of a federation: rounds of sampling, training and aggregation over a Grid."""
 
 import time
+from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -16,7 +17,11 @@ from strategies.factory import make_strategy
 
 
 def run_federation(
-    grid: Grid, experiment: Experiment, initial: Arrays, observer: Observer | None = None
+    grid: Grid,
+    experiment: Experiment,
+    initial: Arrays,
+    observer: Observer | None = None,
+    nodes: Mapping[int, int] | None = None,
 ) -> tuple[Scoreboard, Arrays]:
     """Run all rounds, then test the student that was chosen on val.
 
@@ -28,6 +33,7 @@ def run_federation(
         experiment: What is run.
         initial: The initial student, and initial tensors that clients share.
         observer: Told how it goes.
+        nodes: Node of each partition; None means that the roll is still to be called.
 
     Returns:
         The scores and rows, and the final global arrays.
@@ -38,7 +44,10 @@ def run_federation(
     """
     recipe = experiment.recipe
     strategy = make_strategy(recipe.strategy, _setup(experiment))
-    strategy.call_roll(grid)
+    if nodes is None:
+        strategy.call_roll(grid)
+    else:
+        strategy.know(nodes)
 
     def predict(split: HeldOut, student: Arrays, round_number: int) -> Probabilities:
         return _ask_clients(asker, grid, strategy, experiment, split, student, round_number)

@@ -190,7 +190,11 @@ class SeededStrategy(Strategy):
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
         """Wait for all clients and learn which node has which partition (``strategies.roll``)."""
         answers = call_roll(grid, self.num_clients, timeout_s)
-        self._nodes = {number: reply.metadata.src_node_id for number, reply in answers.items()}
+        self.know({number: reply.metadata.src_node_id for number, reply in answers.items()})
+
+    def know(self, nodes: Mapping[int, int]) -> None:
+        """Take over which node has which partition from a roll that was called before."""
+        self._nodes = dict(nodes)
 
     def sample(self, server_round: int) -> list[int]:
         """Partition ids that train in a round, sorted; at least one."""
