@@ -56,10 +56,13 @@ class Recorder(InProcessGrid):
         super().__init__(app, num_clients)
         self.sent, self.told = [], []
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def push_messages(self, messages):
         messages = list(messages)
         self.sent += messages
-        replies = list(super().send_and_receive(messages, timeout=timeout))
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        replies = list(super().pull_messages(message_ids))
         self.told += [_held(reply.content) for reply in replies if not reply.has_error()]
         return replies
 
