@@ -34,6 +34,8 @@ def start(arguments, log):
             stderr=out,
             env=environment,
             cwd=log.parent,
+            # Shells that run tests in the background have them ignore it, and their children too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
 
@@ -82,10 +84,15 @@ def running(folder):
     return found
 
 
+def flat(log):
+    """What was said, on one line: logs are broken where the screen ends."""
+    return " ".join(log.read_text().split())
+
+
 def await_text(log, pattern, process, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if match := re.search(pattern, log.read_text()):
+        if match := re.search(pattern, flat(log)):
             return match
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
@@ -127,13 +134,32 @@ def test_a_killed_supernode_is_told_at_once_and_ends_the_run(rehearse, tmp_path)
     )
     assert time.monotonic() - killed < 30
     assert process.wait(120) == 1
-    said = log.read_text()
+    said = flat(log)
     assert "ServerApp failed with exception: client 1 failed: its SuperNode has gone" in said
     assert "finished:failed" in said
     assert "Traceback" not in said
     assert running(tmp_path / "own") == {}
     [summary] = (tmp_path / "out" / "sites").glob("*/summary.json")
     assert json.loads(summary.read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_no_process_is_left_when_the_rehearsal_itself_is_ended(rehearse, tmp_path, number, code):
+    process, log, _ = rehearse()
+    await_text(log, r"hospital-1 \d+", process)
+    names = " ".join(running(tmp_path / "own").values())
+    assert "flower-superlink" in names
+    assert "flower-supernode" in names
+    process.send_signal(number)
+    assert process.wait(60) == code
+    deadline = time.monotonic() + 60
+    while (left := running(tmp_path / "own")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == {}
 
 
 @pytest.mark.parametrize(

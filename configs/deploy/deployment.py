@@ -29,7 +29,7 @@ _SAY_S = 10.0
 _CONNECTED = "SuperNode ID:"
 _FLOWERS_OWN = re.compile(r"^(INFO|DEBUG|WARNING)\b|\[uvicorn\.")
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("fedkd.rehearsal")
 
 
 class Deployment:

@@ -30,7 +30,7 @@ from fedkd.experiment import open_data
 from fedkd.recipe import Recipe
 from server.terminal import log_to_stderr, make_folder
 
-logger = logging.getLogger("loopback")
+logger = logging.getLogger("fedkd.rehearsal")
 
 
 def find_sites(folder: Path) -> tuple[list[Path], Path]:
