@@ -44,7 +44,7 @@ def test_more_workers_change_no_bit(run, opened, teacher, monkeypatch, objective
     one = run(**config)
     used = []
 
-    def several(_open_node, _memory):
+    def several(_open_node, _memory, _pack):
         """Two workers, each with its own network, that take turns; state travels."""
         workers = itertools.cycle([Node(opened(teacher=teacher, **config)) for _ in range(2)])
 
