@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 def descendants(pid):
-    """All processes that descend from one: ``{process id: command line}``."""
+    """All processes that descend from one: ``{process id: command line}``.
+
+    But for Python's own tracker of resources, which lives as long as the process that needed it.
+    """
     parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -21,7 +24,7 @@ def descendants(pid):
         for child in parents.get(todo.pop(), []):
             found[child] = command_line(child)
             todo.append(child)
-    return found
+    return {own: line for own, line in found.items() if "resource_tracker" not in line}
 
 
 def command_line(pid):

@@ -149,6 +149,9 @@ def test_the_run_has_a_report(federation, capsys):
     capsys.readouterr()
 
 
-def test_the_recipe_of_the_run_is_the_one_that_was_given(federation):
+def test_the_recipe_of_the_run_is_the_one_that_was_given_and_says_where_it_ran(federation):
     recipe, *_, run = federation
-    assert config.load(type(recipe), run / "config.toml") == recipe
+    engine = recipe.engine.model_copy(update={"name": "flower"})
+    assert config.load(type(recipe), run / "config.toml") == recipe.model_copy(
+        update={"engine": engine}
+    )
