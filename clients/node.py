@@ -56,6 +56,26 @@ TRAINED_IN = "trained-in"
 
 
 @dataclass(frozen=True)
+class Folders:
+    """Where clients write, on the disk of the machine where they run; what lies there stays there.
+
+    Attributes:
+        prompts: Fourier prompts of each client, after its training in a round.
+        students: The whole student of each client whose predictions need tensors of its own, as it
+            is tested.
+        states: What each client remembers, to resume from.
+    """
+
+    prompts: Path | None = None
+    students: Path | None = None
+    states: Path | None = None
+
+    def absolute(self) -> "Folders":
+        """The same for a process that works in another folder."""
+        return Folders(**{name: path and path.absolute() for name, path in vars(self).items()})
+
+
+@dataclass(frozen=True)
 class Reply:
     """What a client sends after a round.
 
@@ -74,23 +94,18 @@ class Node:
     Args:
         experiment: Data, partition and teacher, shared by all clients.
         progress: Told after every step; None stays silent.
-        prompts_folder: Where each client writes its Fourier prompts after its training in a round,
-            on the disk of this machine; they do not travel. None writes nothing.
-        students_folder: Where a client whose predictions need tensors of its own writes its whole
-            student as it is tested, on the disk of this machine. None writes nothing.
+        folders: Where clients write; by default they write nothing.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         progress: Progress | None = None,
-        prompts_folder: Path | None = None,
-        students_folder: Path | None = None,
+        folders: Folders = Folders(),
     ) -> None:
         self.experiment = experiment
         self.progress = progress
-        self.prompts_folder = prompts_folder
-        self.students_folder = students_folder
+        self.folders = folders
         # One network for all clients of the process: each loads the student it receives into it.
         self._student = experiment.build_student()
         if experiment.recipe.engine.compile:
@@ -105,8 +120,7 @@ class Node:
 
     def twin(self) -> "Node":
         """A node that may train another client on another thread, at the same time."""
-        experiment, folders = self.experiment.twin(), (self.prompts_folder, self.students_folder)
-        other = Node(experiment, self.progress, *folders)
+        other = Node(self.experiment.twin(), self.progress, self.folders)
         other._score_targets = self._score_targets
         return other
 
@@ -204,8 +218,8 @@ class Node:
             if recipe.evaluation.personalised:
                 metrics.update(self._evaluate_own(partition_id))
         # Last, as what may fail is done by now: the file and the state are of the same round.
-        if self.prompts_folder is not None:
-            objective.save_prompts(self.prompts_folder, round_number)
+        if self.folders.prompts is not None:
+            objective.save_prompts(self.folders.prompts, round_number)
         metrics[wire.SECONDS] = time.perf_counter() - started
         new_state = {
             OPTIMIZER: optimizer_state(optimizer) if recipe.training.keep_optimizer_state else {},
@@ -238,8 +252,8 @@ class Node:
             Class probabilities on the client's own part of the split, float64 (any, num_classes).
         """
         self._load_student(arrays, self._local_as_of(as_of_round, state))
-        if split == "test" and self.students_folder is not None:
-            self._save_student(self.students_folder / f"client-{partition_id}.safetensors")
+        if split == "test" and self.folders.students is not None:
+            self._save_student(self.folders.students / f"client-{partition_id}.safetensors")
         return self._predict(partition_id, split)
 
     def _save_student(self, path: Path) -> None:

@@ -104,7 +104,7 @@ class ProcessMemory:
     def _write(self, node: int) -> None:
         path = self._path(node)
         with self._told(path):
-            write_state(self._held[node], path)
+            write_state(self._held[node], path, flush=False)
         self._written.add(node)
         self._let_go(node)
 

@@ -12,12 +12,13 @@ from fedkd import files
 _LAYOUT = "layout"
 
 
-def write_state(state: State, path: Path) -> None:
+def write_state(state: State, path: Path, flush: bool = True) -> None:
     """Write a state as safetensors, whole or not at all.
 
     Args:
         state: Any dtypes and shapes, 0-dimensional and empty tensors and empty parts as well.
         path: Its folder must be there; a file that is there is replaced.
+        flush: See :func:`fedkd.files.replacing`.
 
     Raises:
         OSError, safetensors.SafetensorError: It cannot be written: no room, no folder.
@@ -33,7 +34,7 @@ def write_state(state: State, path: Path) -> None:
         part: {name: str(tensor.device) for name, tensor in named.items()}
         for part, named in state.items()
     }
-    with files.replacing(path) as unfinished:
+    with files.replacing(path, flush) as unfinished:
         save_file(tensors, unfinished, {_LAYOUT: json.dumps(layout)})
 
 

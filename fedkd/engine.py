@@ -89,3 +89,6 @@ class FailuresConfig(Section):
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which a client that has not answered counts as failed; not given waits as long
     as its worker or site lives. For ray and flower: what runs in this process cannot be left."""
+    max_update_norm: float | None = Field(default=None, gt=0)
+    """Largest Euclidean norm of a client's update, over all parameters; a reply beyond it is
+    refused, and the client counts as failed. Not given refuses none for its size."""

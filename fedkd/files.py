@@ -12,17 +12,35 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, flush: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well it becomes ``path``.
 
     An interrupted or failed write leaves what was there before.
+
+    Args:
+        path: The file.
+        flush: Wait until what is written is on the disk before it bears the name, so that the file
+            is whole even if the machine loses its power. Not for what can be made again.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
+        if flush:
+            _flush(part)
         os.replace(part, path)
+        if flush:
+            _flush(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def lock(path: Path, busy: str) -> FileLock:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fedkd.aggregation import BY_CLASS, SELECTS, STEPS, PrivacyConfig, StrategyConfig
+from fedkd.checkpointing import CheckpointConfig
 from fedkd.comparing import CompareConfig
 from fedkd.config import Section
 from fedkd.data.augment import AugmentationConfig
@@ -15,6 +16,7 @@ from fedkd.data.labelled_files import CHANGES_NO_NUMBER
 from fedkd.data.sets.lesions import LesionsConfig
 from fedkd.data.thinning import LongTailConfig
 from fedkd.engine import WHERE, EngineConfig, FailuresConfig
+from fedkd.faults import FaultsConfig
 from fedkd.fourier.config import CONTROLS, ExploreConfig, PromptConfig
 from fedkd.losses.factory import LossConfig, LossName
 from fedkd.models.factory import StudentConfig
@@ -169,6 +171,10 @@ class Recipe(Section):
     """Where clients run."""
     failures: FailuresConfig = FailuresConfig()
     """What is done with clients that fail."""
+    faults: FaultsConfig = FaultsConfig()
+    """Trouble that is simulated, to compare how strategies bear it."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is written to resume from."""
     tracking: tuple[TrackerName, ...] = ()
     """Where rounds are logged as they go, besides the run directory: tensorboard."""
     compare: CompareConfig = CompareConfig()
@@ -301,7 +307,7 @@ class Recipe(Section):
         """SHA-256 over all that can change a number.
 
         All but names, what is kept and logged, how files are read, where clients run, what a
-        comparison varies, and a ``shortcut`` that marks nothing.
+        comparison varies, and a ``shortcut`` or ``faults`` that do nothing.
         """
         left_out: dict[str, Any] = {
             "name": True,
@@ -309,12 +315,14 @@ class Recipe(Section):
             "keep_students_every": True,
             "tracking": True,
             "compare": True,
+            "checkpoint": True,
             "data": CHANGES_NO_NUMBER,
             "engine": WHERE,
         }
         values = self.model_dump(mode="json", exclude=left_out)
         # Defaults of the strategy's options are not in its keys, which are None by default.
         values["strategy"] |= self.strategy.options()
-        if not self.shortcut.is_given:
-            del values["shortcut"]
+        for section in ("shortcut", "faults"):
+            if not getattr(self, section).is_given:
+                del values[section]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -110,7 +110,7 @@ def _write(archive: Path, folder: Path, members: list[_Member], progress: Progre
 def _write_one(target: Path, member: _Member) -> None:
     with on_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with member.open() as content, replacing(target) as part:
+    with member.open() as content, replacing(target, flush=False) as part:
         with on_disk(target):
             out = part.open("wb")
         with out:

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from clients.node import Folders
 from fedkd import config as configs
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import Experiment, InitialStudent, open_experiment
@@ -110,9 +111,10 @@ def run(
         if output is not None:
             results = stack.enter_context(RunDirectory.create(experiment, mode, Path(output)))
         observer = stack.enter_context(Everybody(experiment, mode, results, everybody))
-        prompts_folder = results.path / PROMPTS if results else None
-        students_folder = results.path / STUDENTS if results else None
-        clients = Clients(experiment, observer.client_progress, prompts_folder, students_folder)
+        folders = Folders()
+        if results:
+            folders = Folders(results.path / PROMPTS, results.path / STUDENTS)
+        clients = Clients(experiment, observer.client_progress, folders)
         if centralized:
             board, arrays = run_centralized(experiment, clients.node, observer)
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clients.node import Node
+from clients.node import Folders, Node
 from fedkd import seeding, wire
 from fedkd.errors import DataError
 from fedkd.fourier.config import PromptConfig
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_each_client_writes_the_generator_that_it_trained_with(opened, tmp_path, shared):
     """Also where generators travel: what is written is the client's own, not the next average."""
     prompts = {"latent_dim": 6, "shared": shared}
-    node = Node(opened(prompts=prompts), prompts_folder=tmp_path)
+    node = Node(opened(prompts=prompts), folders=Folders(prompts=tmp_path))
     arrays = node.initial_arrays()
     for client in (0, 2):
         _, state = node.train(client, arrays, {}, 2)
@@ -95,7 +95,7 @@ def test_each_client_writes_the_generator_that_it_trained_with(opened, tmp_path,
 
 
 def test_nothing_of_the_prompts_travels_unless_they_are_shared(opened, tmp_path):
-    node = Node(opened(), prompts_folder=tmp_path)
+    node = Node(opened(), folders=Folders(prompts=tmp_path))
     reply, _ = node.train(0, node.initial_arrays(), {}, 1)
     assert not any(name.startswith(wire.PROMPTS) for name in reply.arrays)
 

@@ -226,7 +226,7 @@ def test_states_on_disk_give_the_bits_of_states_in_memory(
     written = []
     monkeypatch.setattr(
         "clients.process_memory.write_state",
-        lambda state, path: written.append(path) or write_state(state, path),
+        lambda state, path, **more: written.append(path) or write_state(state, path, **more),
     )
     engine = {"max_state_mb": 0, "num_workers": num_workers, "num_threads": 1}
     on_file = run(num_rounds=3, engine=engine, **changes)

@@ -10,5 +10,5 @@ def test_of_other_packages_only_warnings_are_shown(capsys):
     logging.getLogger("fedkd.data").info("reading")
     logging.getLogger("alembic.plugins").info("setup plugin")
     logging.getLogger("fedkdish").info("no package of ours")
-    logging.getLogger("flwr").warning("a warning")
+    logging.getLogger("elsewhere").warning("a warning")
     assert capsys.readouterr().err == "reading\na warning\n"

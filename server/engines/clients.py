@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from clients.node import Node, Progress
+from clients.node import Folders, Node, Progress
 from fedkd.experiment import Experiment
 
 Main = Callable[[Grid, Context], None]
@@ -23,19 +22,17 @@ class Clients:
     Attributes:
         experiment: What is run.
         progress: Told after every step of every client, always in the thread of the caller.
-        prompts_folder: See :class:`clients.node.Node`.
-        students_folder: See :class:`clients.node.Node`.
+        folders: Where they write.
     """
 
     experiment: Experiment
     progress: Progress | None = None
-    prompts_folder: Path | None = None
-    students_folder: Path | None = None
+    folders: Folders = Folders()
 
     @cached_property
     def node(self) -> Node:
         """The node of this process, which makes the initial arrays."""
-        return Node(self.experiment, self.progress, self.prompts_folder, self.students_folder)
+        return Node(self.experiment, self.progress, self.folders)
 
 
 class Engine(Protocol):

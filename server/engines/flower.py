@@ -87,7 +87,7 @@ def _ship(clients: Clients, num_threads: int, folder: Path) -> Path:
     with file.open("wb") as out:
         # Unlike pickle it takes along what was defined in a script or a notebook.
         cloudpickle.dump(  # type: ignore[no-untyped-call]
-            (what, num_threads, clients.prompts_folder, clients.students_folder), out
+            (what, num_threads, clients.folders), out
         )
     return file
 
@@ -101,10 +101,10 @@ def _app(file: str) -> ClientApp:
 
     @cache
     def node() -> Node:
-        what, threads, prompts_folder, students_folder = cloudpickle.loads(Path(file).read_bytes())
+        what, threads, folders = cloudpickle.loads(Path(file).read_bytes())
         torch.set_num_threads(threads)
         experiment = what if isinstance(what, Experiment) else open_experiment(what)
-        return Node(experiment, None, prompts_folder, students_folder)
+        return Node(experiment, None, folders)
 
     return make_app(lambda _: node(), ContextMemory())
 

@@ -81,12 +81,11 @@ class Crew:
         self._mapped = ray.put(package.pieces)
         self._whole: ray.ObjectRef[Any] | None = None
         self.num_bytes = sum(piece.nbytes for piece in package.pieces)
-        folders = (clients.prompts_folder, clients.students_folder)
         self._settings = Settings(
             experiment.num_clients,
             plan.num_threads,
             Path.cwd(),
-            *(folder and folder.absolute() for folder in folders),
+            clients.folders.absolute(),
         )
         decorate = ray.remote(concurrency_groups={"news": 1})  # type: ignore[call-overload]
         self._actor = decorate(Worker).options(

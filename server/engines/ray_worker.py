@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from clients.app import make_app
-from clients.node import Node, State
+from clients.node import Folders, Node, State
 from fedkd.experiment import Experiment
 from server.engines import messages as flower
 from server.engines.packing import Bytes, Stamp, pack, sees, unpack
@@ -75,15 +75,13 @@ class Settings:
         num_clients: In all.
         num_threads: CPU threads of torch.
         folder: Where relative paths begin.
-        prompts_folder: See :class:`clients.node.Node`.
-        students_folder: See :class:`clients.node.Node`.
+        folders: Where clients write.
     """
 
     num_clients: int
     num_threads: int
     folder: Path
-    prompts_folder: Path | None
-    students_folder: Path | None
+    folders: Folders
 
 
 def to_plain(content: RecordDict) -> Plain:
@@ -127,7 +125,7 @@ class Worker:
         self._compute_alone()
         settings = self._settings
         experiment: Experiment = unpack(pieces)
-        node = Node(experiment, self._ears.hear, settings.prompts_folder, settings.students_folder)
+        node = Node(experiment, self._ears.hear, settings.folders)
         self._app = make_app(lambda _: node, self._memory, hold)
         flower.introduce_process()
         # What is said while the node is made, the server's own process has said already.
