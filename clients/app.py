@@ -12,7 +12,9 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch import Tensor
 
-from clients.node import Node, State
+from clients.node import Node
+from clients.state_file import State
+from clients.state_folder import keep, recall
 from fedkd import config, wire
 from fedkd.errors import ConfigError, DataError
 from fedkd.experiment import HeldOut, open_experiment
@@ -88,11 +90,12 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
             )
         number, round_number = partition_id(context), int(cast(int, instructions[wire.ROUND]))
         node = open_node(context)
+        folder = node.folders.states
         try:
             reply, state = node.train(
                 number,
                 message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
-                memory.load(context),
+                recall(folder, number, memory.load(context), round_number),
                 round_number=round_number,
                 score_classes=bool(instructions[wire.SCORE_CLASSES]),
                 best_round=int(cast(int, instructions[wire.BEST_ROUND])),
@@ -105,6 +108,7 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
         # What the server refuses is not remembered: an optimiser would never lose its NaN.
         if all(tensor.isfinite().all() for tensor in reply.arrays.values()):
             memory.save(context, state)
+            keep(folder, number, round_number, state)
         content = RecordDict(
             {wire.ARRAYS: pack(reply.arrays), wire.METRICS: MetricRecord(reply.metrics)}
         )
@@ -119,11 +123,11 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
                 "leaves the hospital; set strategy.exchange = 'all'"
             )
         instructions = message.content.config_records[wire.CONFIG]
-        number = partition_id(context)
-        probabilities = open_node(context).evaluate(
+        number, node = partition_id(context), open_node(context)
+        probabilities = node.evaluate(
             number,
             message.content.array_records[wire.ARRAYS].to_torch_state_dict(),
-            memory.load(context),
+            recall(node.folders.states, number, memory.load(context)),
             as_of_round=int(cast(int, instructions[wire.AS_OF_ROUND])),
             split=cast(HeldOut, instructions[wire.SPLIT]),
         )

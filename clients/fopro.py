@@ -208,6 +208,15 @@ class FoPro(EKD):
             chosen = self._choices.integers(self._bank.num_views, size=len(positions))
             self._next = self._bank.of(positions, draws, chosen)
 
+    def step_state(self) -> dict[str, Tensor]:
+        """The generator of prompts; which views are drawn, :meth:`next_images` draws again."""
+        return {} if self._draws is None else {"draws": self._draws.get_state()}
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`step_state`."""
+        if self._draws is not None:
+            self._draws.set_state(state["draws"].cpu())
+
     def target(self, pixels: Tensor) -> Tensor:
         """Features of the prompted images, float (batch, D), a constant."""
         if self._bank is not None:

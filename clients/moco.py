@@ -14,6 +14,8 @@ from fedkd.pretraining.simclr import random_views
 from fedkd.recipe import MoCoConfig
 from fedkd.training import Losses
 
+_KEY = "key."
+
 
 class MoCo(Stateless):
     """L = InfoNCE of one random view of each image against another one and a queue of others.
@@ -89,6 +91,22 @@ class MoCo(Stateless):
         self._position = enqueue_(self._queue, self._position, key)
         total = per_example.mean()
         return Losses(total, per_example, {"loss": total, "loss_contrastive": total})
+
+    def step_state(self) -> dict[str, Tensor]:
+        """The queue, the momentum encoder and the generator of the views."""
+        assert self._key is not None, "start_round() comes first"
+        assert self._draws is not None, "start_round() comes first"
+        key = {_KEY + name: tensor for name, tensor in self._key.state_dict().items()}
+        return {**self.state(), "draws": self._draws.get_state(), **key}
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`step_state`."""
+        assert self._key is not None, "start_round() comes first"
+        assert self._draws is not None, "start_round() comes first"
+        self.load_state(state)
+        self._draws.set_state(state["draws"].cpu())
+        key = {n.removeprefix(_KEY): t for n, t in state.items() if n.startswith(_KEY)}
+        self._key.load_state_dict(key)
 
     def scores(
         self, student: Student, pixels: Tensor, labels: Tensor, target: Tensor | None

@@ -4,6 +4,8 @@ A node keeps nothing itself. What a client must remember goes in and out as tens
 same function serves a Flower ClientApp, wherever it runs, and the centralized loop.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -18,6 +20,10 @@ from torch import Tensor
 from clients.factory import make_objective
 from clients.objective import Objective, OnStep
 from clients.proximal import add_proximal, parameters_of
+from clients.snapshot import Snapshots, Training
+from clients.state_file import TRAINED_IN
+from clients.state_file import State as State
+from clients.state_folder import snapshot_of
 from fedkd import files, seeding, wire
 from fedkd.compiling import compile_student
 from fedkd.data.augment import Draws, augment_, draw
@@ -25,10 +31,12 @@ from fedkd.data.images import Integers
 from fedkd.data.loading import Loader, in_order
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.metrics import confusion_matrix
+from fedkd.models import states
 from fedkd.models.exchange import local_names
 from fedkd.prediction import Probabilities, predict
 from fedkd.training import (
     EpochSums,
+    Running,
     batches,
     epoch_order,
     load_optimizer_state,
@@ -42,17 +50,12 @@ from fedkd.training import (
 Progress = Callable[[int, str, int, int], None]
 """Called with partition id, what is being done, images done and images in all."""
 
-State = dict[str, dict[str, Tensor]]
-"""What a client remembers: a name for each part, and its tensors. Empty before its first round."""
-
 OPTIMIZER = "optimizer"
 OBJECTIVE = "objective"
 LOCAL = "local"
 """The student's tensors that do not travel, after the client's last training."""
 BEST_LOCAL = "best-local"
 """The same as they were after the server's best round, where that is earlier."""
-TRAINED_IN = "trained-in"
-"""Under the key ``round``, the client's last round."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Folders:
         prompts: Fourier prompts of each client, after its training in a round.
         students: The whole student of each client whose predictions need tensors of its own, as it
             is tested.
-        states: What each client remembers, to resume from.
+        states: What each client remembers, and how far its training is, to resume from.
     """
 
     prompts: Path | None = None
@@ -189,6 +192,11 @@ class Node:
             objective.next_images(positions, draws)
             return augment_(pixels, draws, recipe.augmentation)
 
+        training = Training(student, optimizer, objective, Running())
+        snapshots = self._snapshots(partition_id, arrays, state, round_number, proximal_mu)
+        started -= snapshots.resume(training)
+        for _ in range(training.running.num_steps):
+            objective.next_images(*next(steps))
         clip = recipe.training.clip_norm
         sums = train_epochs(
             student,
@@ -202,7 +210,8 @@ class Node:
             num_classes=self.experiment.num_classes,
             clip_norm=objective.clip_norm if clip is None else clip,
             augment=augment,
-            on_batch=self._announcer(partition_id, "training"),
+            on_batch=snapshots.watch(training, self._announcer(partition_id, "training")),
+            running=training.running,
         )
         metrics.update({wire.SUM + name: value for name, value in sums.terms.items()})
         metrics[wire.PARTITION_ID] = partition_id
@@ -326,6 +335,27 @@ class Node:
             table = draw(order, seeding.rng(recipe.seed, "augment", *keys))
             for rows in batches(np.arange(len(order)), training.batch_size, training.drop_last):
                 yield order[rows], table[rows]
+
+    def _snapshots(
+        self,
+        partition_id: int,
+        arrays: Mapping[str, Tensor],
+        state: State,
+        round_number: int,
+        proximal_mu: float,
+    ) -> Snapshots:
+        recipe, folder = self.experiment.recipe, self.folders.states
+
+        def digest() -> str:
+            given = [recipe.hash(), round_number, partition_id, proximal_mu, states.sha256(arrays)]
+            remembered = {part: states.sha256(tensors) for part, tensors in state.items()}
+            return hashlib.sha256(
+                json.dumps([given, remembered], sort_keys=True).encode()
+            ).hexdigest()
+
+        every_s = recipe.checkpoint.every_s
+        path = snapshot_of(folder, partition_id) if folder and every_s else None
+        return Snapshots(path, every_s, round_number, digest)
 
     def _class_losses(self, sums: EpochSums, loader: Loader) -> Tensor:
         """Sums per class that stay means per image, whatever was drawn; see wire.CLASS_LOSSES."""

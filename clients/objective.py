@@ -57,6 +57,8 @@ class Objective(Protocol):
     def next_images(self, positions: Integers, draws: Draws | None) -> None:
         """Told before :meth:`loss` and :meth:`score_target` which images they will get.
 
+        When a training goes on, also of the images of the steps that are done, in their order.
+
         Args:
             positions: Among the client's images, int64 (batch,).
             draws: By which they are augmented, (batch, NUM_DRAWS); None means they are not.
@@ -64,6 +66,15 @@ class Objective(Protocol):
 
     def loss(self, student: Student, pixels: Tensor, labels: Tensor) -> Losses:
         """Loss of a batch in training; pixels are augmented, float (batch, 3, height, width)."""
+
+    def step_state(self) -> dict[str, Tensor]:
+        """What the steps of the round so far have changed, beyond the student; empty if nothing.
+
+        What :meth:`start_round` makes is left out: it is called again before a training goes on.
+        """
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        """Be where :meth:`step_state` was; :meth:`next_images` is then told of all those steps."""
 
     def score_target(self, pixels: Tensor) -> Tensor | None:
         """What scores of these images compare with besides their labels, a constant of the run.
@@ -112,6 +123,13 @@ class Stateless:
 
     def next_images(self, positions: Integers, draws: Draws | None) -> None:
         """It is no matter which images they are."""
+
+    def step_state(self) -> dict[str, Tensor]:
+        """Steps change the student alone."""
+        return {}
+
+    def load_step_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to continue."""
 
     def score_target(self, pixels: Tensor) -> Tensor | None:
         """Nothing but the labels."""

@@ -14,8 +14,7 @@ from filelock import FileLock, Timeout
 from flwr.app import Context
 from safetensors import SafetensorError
 
-from clients.node import State
-from clients.state_file import read_state, write_state
+from clients.state_file import State, read_state, write_state
 from fedkd import paths
 from fedkd.errors import DataError
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -83,6 +84,23 @@ class EpochSums(NamedTuple):
     terms: dict[str, float]
     class_losses: Tensor
     class_seen: Tensor
+
+
+@dataclass
+class Running:
+    """How far a local training is.
+
+    Attributes:
+        num_steps: That are done.
+        terms: Sum over examples of each loss term, float64 scalars on the device.
+        losses: Per example, float (any,) on the device; of one step or several together.
+        labels: Of these examples, int64.
+    """
+
+    num_steps: int = 0
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
 
 
 LoadBatches = Callable[[list[Integers]], Generator[tuple[Tensor, Tensor], None, None]]
@@ -204,6 +222,7 @@ def train_epochs(
     clip_norm: float | None,
     augment: Callable[[Tensor], Tensor],
     on_batch: Callable[[int, int], None] | None = None,
+    running: Running | None = None,
 ) -> EpochSums:
     """Train in place, one epoch per order.
 
@@ -218,18 +237,20 @@ def train_epochs(
         clip_norm: Largest gradient norm; None or 0 does not clip.
         augment: Applied to the pixels of each batch, once and in the order of the steps.
         on_batch: Told the number of images done and the total, after each step.
+        running: Goes on after its steps, and is kept up to date: when ``on_batch`` is called it is
+            that of the step which has just been done. The caller has put student, optimiser and all
+            that the loss remembers where they were.
     """
     student.train()
     plan = [
         rows for order in orders for rows in batches(order, config.batch_size, config.drop_last)
     ]
     total = sum(len(rows) for rows in plan)
-    num_seen = 0
-    sums: dict[str, Tensor] = {}
     # Losses stay on the device until the end: a GPU is not made to wait. Sums are in float64: long
     # epochs do not lose digits.
-    per_example: list[Tensor] = []
-    seen: list[Tensor] = []
+    sums = Running() if running is None else running
+    num_seen = sum(len(rows) for rows in plan[: sums.num_steps])
+    plan = plan[sums.num_steps :]
     with closing(load_batches(plan)) as loaded:
         for rows, (pixels, labels) in zip(plan, loaded, strict=True):
             losses = loss(augment(pixels), labels)
@@ -238,13 +259,14 @@ def train_epochs(
             if clip_norm:
                 nn.utils.clip_grad_norm_(student.parameters(), clip_norm)
             optimizer.step()
-            per_example.append(losses.per_example.detach())
-            seen.append(labels)
+            sums.losses.append(losses.per_example.detach())
+            sums.labels.append(labels)
             for name, value in losses.terms.items():
-                sums[name] = sums.get(name, 0) + value.detach().double() * len(rows)
+                sums.terms[name] = sums.terms.get(name, 0) + value.detach().double() * len(rows)
             num_seen += len(rows)
+            sums.num_steps += 1
             if on_batch:
                 on_batch(num_seen, total)
-    terms = {name: float(value) for name, value in sums.items()}
-    class_losses, class_seen = sum_by_class(per_example, seen, num_classes)
+    terms = {name: float(value) for name, value in sums.terms.items()}
+    class_losses, class_seen = sum_by_class(sums.losses, sums.labels, num_classes)
     return EpochSums(num_seen, terms, class_losses, class_seen)

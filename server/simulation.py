@@ -12,6 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from clients.node import Folders
+from clients.state_folder import STATES
 from fedkd import config as configs
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import Experiment, InitialStudent, open_experiment
@@ -113,7 +114,8 @@ def run(
         observer = stack.enter_context(Everybody(experiment, mode, results, everybody))
         folders = Folders()
         if results:
-            folders = Folders(results.path / PROMPTS, results.path / STUDENTS)
+            states = results.path / STATES if experiment.recipe.checkpoint.every else None
+            folders = Folders(results.path / PROMPTS, results.path / STUDENTS, states)
         clients = Clients(experiment, observer.client_progress, folders)
         if centralized:
             board, arrays = run_centralized(experiment, clients.node, observer)

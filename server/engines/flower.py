@@ -87,7 +87,7 @@ def _ship(clients: Clients, num_threads: int, folder: Path) -> Path:
     with file.open("wb") as out:
         # Unlike pickle it takes along what was defined in a script or a notebook.
         cloudpickle.dump(  # type: ignore[no-untyped-call]
-            (what, num_threads, clients.folders), out
+            (what, num_threads, clients.folders.absolute()), out
         )
     return file
 
