@@ -225,7 +225,7 @@ def test_run_prints_tables_and_leaves_the_run_directory(recipe, capsys):
     summary = json.loads((path / "summary.json").read_text())
     assert f"student sha256 {summary['student_sha256']}\n" in out
     assert f"{summary['test']['balanced_accuracy']:.3f}" in out
-    assert len(list(path.iterdir())) == 14
+    assert len(list(path.iterdir())) == 15
     assert f"report {path / 'report.html'}\n" in out
     assert [line for line in err.splitlines() if "loss" in line][-1].startswith("round 2/2")
 

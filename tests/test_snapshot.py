@@ -3,7 +3,6 @@
 import errno
 
 import pytest
-import torch
 
 from clients import snapshot
 from clients.factory import OBJECTIVES
@@ -145,7 +144,8 @@ def test_a_snapshot_is_written_when_its_time_has_come_and_holds_the_steps_so_far
         snapshot,
         "write_state",
         lambda state, path, notes: (
-            written.append((notes["num_steps"], notes["seconds"])) or write(state, path, notes=notes)
+            written.append((notes["num_steps"], notes["seconds"]))
+            or write(state, path, notes=notes)
         ),
     )
 
