@@ -1,6 +1,7 @@
 """The Flower ClientApp: messages in and out of a node."""
 
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from clients.node import Node
 from clients.state_file import State
 from clients.state_folder import keep, recall
 from fedkd import config, wire
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError, DataError, FedkdError
 from fedkd.experiment import HeldOut, open_experiment
 from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
@@ -140,17 +141,26 @@ def make_app(open_node: OpenNode, memory: Memory, pack: Pack = ArrayRecord) -> C
 
 
 def _keep_private(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Tell a hospital alone what is wrong with its images, whatever it was asked."""
+    """Tell a hospital alone what may name its files and patients, whatever it was asked.
+
+    Of a hospital's errors only those travel whose text fedkd wrote and in which no path can be, as
+    it has no separator of folders; of others, that of its images or its kind is said.
+    """
     try:
         return call_next(message, context)
-    except (DataError, OSError) as error:
+    except Exception as error:
         if DATA_PATH not in context.node_config:
             raise
-        # What these name, files and patients, is for the hospital's own eyes.
-        logger.error("%s", error, exc_info=isinstance(error, OSError))
-        raise DataError(
-            f"client {partition_id(context)} cannot use the images of its data-path; its own log "
-            "says why, which does not leave the hospital, as it may name files and patients"
+        about_images = isinstance(error, DataError | OSError)
+        written = isinstance(error, FedkdError)
+        if written and not about_images and not re.search(r"[/\\]", str(error)):
+            raise
+        logger.error("%s", error, exc_info=not written)
+        failed = "cannot use the images of its data-path" if about_images else "failed"
+        kind = "" if about_images else f" ({type(error).__name__})"
+        raise (DataError if about_images else FedkdError)(
+            f"client {partition_id(context)} {failed}{kind}; its own log says why, which does not "
+            "leave the hospital, as it may name files and patients"
         ) from None
 
 

@@ -5,6 +5,7 @@ federation is :class:`fedkd.recipe.Recipe`. Defaults stand in the models only.
 """
 
 import difflib
+import re
 import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedkd.errors import ConfigError
+from fedkd.files import is_special
+
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 class Section(BaseModel):
@@ -60,12 +64,32 @@ def build(
     overrides: Sequence[str] = (),
 ) -> Model:
     """Validate plain values into a model; a ConfigError has one line for each thing wrong."""
+    if secrets := list(_with_password(values)):
+        raise ConfigError(
+            "\n".join(
+                f"{key} in {where} is an address with a password; configs are saved with every "
+                "run, so take it out, and give it to the program that asks for it otherwise"
+                for key in secrets
+            )
+        )
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
         changed = [text.partition("=")[0].strip() for text in overrides]
         lines = [_explain(item, model, where, changed) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _with_password(values: Any, key: str = "") -> Iterator[str]:
+    """Keys of texts like ``https://user:password@host``."""
+    if isinstance(values, str) and _PASSWORD.search(values):
+        yield key
+    elif isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _with_password(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _with_password(value, key)
 
 
 def dump(config: Section) -> str:
@@ -116,6 +140,8 @@ def _read(path: Path, model: type[Section], seen: tuple[Path, ...]) -> dict[str,
         return values
     if not isinstance(base, str):
         raise ConfigError(f"extends is {base!r} in {path}; it must be the path of one recipe")
+    if is_special(path.parent / base):
+        raise ConfigError(f"extends is {base!r} in {path}, which is no regular file")
     merged = _read(path.parent / base, model, (*seen, path.resolve()))
     merge(merged, values, model)
     return merged

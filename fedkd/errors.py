@@ -1,13 +1,21 @@
 """Errors that a user can cause and mend; the command line prints their text and exits with 2."""
 
+import re
 from collections.abc import Sequence
 
 _NUM_SHOWN = 5
+# Control characters but tab and line feed, and those that turn the direction of writing.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def first_of(names: Sequence[str]) -> str:
     """The first five of many names, as a text shows them; dots stand for the others."""
     return ", ".join(names[:_NUM_SHOWN]) + (", ..." if len(names) > _NUM_SHOWN else "")
+
+
+def plain(text: str) -> str:
+    """The text without characters that command a terminal: a hospital's errors may hold any."""
+    return _COMMANDS.sub("\ufffd", text)
 
 
 class FedkdError(Exception):

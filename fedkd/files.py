@@ -34,6 +34,11 @@ def replacing(path: Path, flush: bool = True) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def is_special(path: Path) -> bool:
+    """Whether it is there but neither a file nor a folder: reading a pipe or device may not end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def _flush(path: Path) -> None:
     """Wait until the file, or the names in a folder, are on the disk."""
     number = os.open(path, os.O_RDONLY)

@@ -112,7 +112,7 @@ class EvaluationConfig(Section):
 class Recipe(Section):
     """A federation from data to result; every key has a default."""
 
-    name: str = Field(default="run", pattern=r"^[\w.-]+$")
+    name: str = Field(default="run", pattern=r"^\w[\w.-]*$")
     """Name of the experiment, used for the run's folder: letters, digits, `_`, `.` and `-`."""
     seed: int = Field(default=0, ge=0)
     """Seed of partition, initial student, client sampling and training. The data set has its own,

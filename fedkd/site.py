@@ -30,6 +30,11 @@ from fedkd.models import states
 from fedkd.partition import Partition
 from fedkd.recipe import Recipe
 
+_LONGEST_NAME = 200
+_MOST_IMAGES = 10**8
+"""What a server takes from a hospital that it need not trust: our choice, far above any real one.
+It keeps a label in memory for each image that a hospital says it has."""
+
 
 @dataclass(frozen=True)
 class SiteAnswer:
@@ -230,6 +235,18 @@ def _read(
 def _compare(sites: Sequence[SiteAnswer], server: SiteFile, recipe: Recipe) -> None:
     faults = []
     for number, site in enumerate(sites):
+        if not site.name.isprintable() or len(site.name) > _LONGEST_NAME:
+            faults.append(
+                f"client {number} has a name of {len(site.name)} characters, {site.name[:20]!r}; "
+                f"it must be {_LONGEST_NAME} at most, all printable"
+            )
+        for counts in (site.train_counts, site.val_counts):
+            bounds = min(counts, default=0) >= 0 and sum(counts) <= _MOST_IMAGES
+            if len(counts) != len(site.class_names) or not bounds:
+                faults.append(
+                    f"{_of(number, site)} says that its classes have {counts} images; there must "
+                    f"be one number for each class, 0 or more, at most {_MOST_IMAGES:,} in all"
+                )
         if site.class_names != server.class_names:
             faults.append(
                 f"{_of(number, site)} has the classes {', '.join(site.class_names)}, but the "

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TypeAlias
 
-from fedkd.errors import ClientFailure, FedkdError
+from fedkd.errors import ClientFailure, FedkdError, plain
 from server.signals import Terminated, interruptible
 
 PROGRAM = "fedkd"
@@ -336,11 +336,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_module("server.commands.table").COMMANDS[options.command](options)
             sys.stdout.flush()
     except ClientFailure as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: {plain(str(error))}", file=sys.stderr)
         return FAILED
     except FedkdError as error:
         for line in str(error).splitlines():
-            print(f"{PROGRAM}: {line}", file=sys.stderr)
+            print(f"{PROGRAM}: {plain(line)}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:
         # Who read the output has gone, as `head` does; Python is not to complain at exit either.

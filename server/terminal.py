@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedkd.errors import ConfigError
+from fedkd.errors import ConfigError, plain
 
 OURS = ("fedkd", "clients", "strategies", "server")
 """Packages whose log is shown from INFO on; others' from WARNING on."""
@@ -50,4 +50,4 @@ class _Stderr(logging.Handler):
         return ours or record.levelno >= logging.WARNING
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(plain(self.format(record)), file=sys.stderr)

@@ -267,10 +267,16 @@ def test_hospitals_do_not_train_for_a_server_that_knows_nothing_of_their_images(
     )
 
 
-def test_a_recipe_that_is_nowhere_is_said_with_the_places(small, tmp_path, monkeypatch):
+def test_a_recipe_that_is_nowhere_is_said_with_the_places_to_the_hospital_alone(
+    small, tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     recipe, sites, server = small
     grid = make_grid("configs/nowhere.toml", sites)
     with pytest.raises(ClientFailure) as failed:
         call_roll(grid, 3, describe=True)
-    assert f"neither {tmp_path}/configs/nowhere.toml nor" in str(failed.value)
+    assert str(failed.value) == (
+        "client 100 failed: client 0 failed (ConfigError); its own log says why, which does not "
+        "leave the hospital, as it may name files and patients"
+    )
+    assert f"neither {tmp_path}/configs/nowhere.toml nor" in caplog.text

@@ -75,6 +75,7 @@ def _certificate(
 def _write_private(
     file: Path, key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat
 ) -> None:
-    file.touch(mode=0o600)
+    file.unlink(missing_ok=True)  # one that is there keeps its permissions
+    file.touch(mode=0o600, exist_ok=False)
     plain = serialization.NoEncryption()
     file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))

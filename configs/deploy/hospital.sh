@@ -8,6 +8,7 @@ set -eu
 : "${DATA:?absolute path of the folder with this hospital's images}"
 : "${CA:?ca.crt of the server}"
 : "${KEY:?private key of this hospital, made here: ssh-keygen -t ecdsa -b 384 -N '' -f KEY}"
+umask 077  # decoded images in FEDKD_CACHE, logs: readable by this account alone
 export FLWR_TELEMETRY_ENABLED="${FLWR_TELEMETRY_ENABLED:-0}"
 exec flower-supernode --superlink "$SUPERLINK" --root-certificates "$CA" \
     --auth-supernode-private-key "$KEY" --host 127.0.0.1 --port "${PORT:-9094}" \

@@ -6,6 +6,10 @@ Grey (8 bit, black and white) is repeated into three channels; 16-bit grey is di
 spaces go through Pillow's conversion; transparent parts become black. Then the picture is resized
 to a square, bilinear with antialiasing, without keeping its aspect ratio (our choice: a crop could
 lose the lesion).
+
+Files come from anywhere, so what a decoder may do is bounded: Pillow refuses images of more than
+179 million pixels; EPS, for which it starts Ghostscript, is not read; nor is what is no regular
+file, such as a pipe, which may never end.
 """
 
 import logging
@@ -15,6 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +64,7 @@ def decode_files(
     byte within a JPEG's data) passes.
 
     Args:
-        files: Image files in any format that Pillow reads.
+        files: Image files in any format that Pillow reads by itself.
         size: Width and height of the result in pixels.
         num_workers: Threads; None is :func:`default_workers`.
         allocate: Makes the array that is filled, of a given shape; None makes one in memory.
@@ -106,13 +111,22 @@ def _decoded(
 def decode_file(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
     """Pixels, uint8 (3, size, size), or the reason why there are none."""
     try:
-        with Image.open(file) as opened:
+        if not file.is_file() and file.exists():
+            return "is no regular file"
+        with Image.open(file, formats=_formats()) as opened:
             opened.load()
             upright = ImageOps.exif_transpose(opened)
             picture = _to_rgb(upright).resize((size, size), Image.Resampling.BILINEAR)
     except _BROKEN as error:
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return np.asarray(picture).transpose(2, 0, 1)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Formats that are decoded within this process."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

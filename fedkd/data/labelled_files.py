@@ -27,6 +27,7 @@ from fedkd.data.images import SPLITS, Integers, LabelledImages, Splits
 from fedkd.data.pixels import Pixels, Selection
 from fedkd.data.streaming import FilePixels
 from fedkd.errors import DataError
+from fedkd.files import is_special
 
 _CACHE_VERSION = 1
 
@@ -69,6 +70,8 @@ def open_folder(text: str, key: str) -> Path:
 def read_bytes(csv: Path, key: str) -> bytes:
     """Content of a file that a key of the recipe names; DataError if it cannot be read."""
     try:
+        if is_special(csv):
+            raise DataError(f"{key} is {csv}, which is no regular file; name a file that ends")
         return csv.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{key} is {csv}, which does not exist; check the path") from None
@@ -102,6 +105,7 @@ def load_images(
     extension: str = ".jpg",
     place: str = "data.images",
     if_missing: str = "check data.images, data.extension",
+    links_may_leave: bool = True,
 ) -> Splits:
     """Check the files of a table that says what each one is, and open their pixels.
 
@@ -121,13 +125,15 @@ def load_images(
         extension: As :func:`image_files` takes it.
         place: What names ``folder``, for errors.
         if_missing: What to do about files that are not there, for errors.
+        links_may_leave: Follow links in ``folder`` to files elsewhere. The folder itself may be a
+            link in either case.
 
     Raises:
         DataError: Anything in ``problems``, or a missing, empty, twice-named or broken file, or one
             outside the folder.
     """
     files = image_files(folder, table["id"], extension)
-    stats = _check_files(folder, files, table, problems, place, if_missing)
+    stats = _check_files(folder, files, table, problems, place, if_missing, links_may_leave)
     if problems.lines:
         # Broken images are told with the rest, rather than at the next try.
         there = [row for row, (num_bytes, _) in enumerate(stats) if num_bytes]
@@ -170,12 +176,14 @@ def _check_files(
     problems: Problems,
     place: str,
     if_missing: str,
+    links_may_leave: bool,
 ) -> list[tuple[int, int]]:
     """Size and modification time of each file, zeros where it must not be read.
 
     Notes missing, empty and twice-named files and those outside the folder.
     """
-    stats, missing, empty, twice, outside = [], [], [], [], []
+    stats, missing, empty, twice, outside, links = [], [], [], [], [], []
+    real_folder = os.path.realpath(folder)
     # Two names of one file (a link, "x/../") would pass from train into test.
     seen: dict[str, int | str] = {}
     for row, name, file in zip(table.index, table["id"], files, strict=True):
@@ -185,7 +193,11 @@ def _check_files(
         if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)):
             outside.append((row, repr(name)))
             continue
-        first = seen.setdefault(os.path.realpath(file), row)
+        real = os.path.realpath(file)
+        if not (links_may_leave or Path(real).is_relative_to(real_folder)):
+            links.append((row, repr(name)))
+            continue
+        first = seen.setdefault(real, row)
         if first != row:
             twice.append((row, f"{name!r}, as in row {first}"))
         try:
@@ -200,6 +212,7 @@ def _check_files(
         stats[-1] = (stat.st_size, stat.st_mtime_ns)
     alike = _alike([file for _, file in missing])
     problems.add(f"lead out of {place}", outside, "name files inside that folder")
+    problems.add(f"are links out of {place}", links, "copy the files themselves there")
     problems.add("name the same image twice", twice, "each image may stand there once")
     problems.add(
         "name a file that does not exist",

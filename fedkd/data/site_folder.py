@@ -133,6 +133,8 @@ def read_site_folder(
         extension=".png",
         place=f"the folder {IMAGES}",
         if_missing=f"put them into {folder / IMAGES}, or remove the rows",
+        # An operator agreed to this folder, and to no other.
+        links_may_leave=False,
     )
     assert described is not None, "a missing site.json is a problem"
     bounds = GroupBounds(*described.bounds) if described.bounds else None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedkd.data.images import LabelledImages
 from fedkd.errors import PartitionError
+from fedkd.files import is_special
 from fedkd.partition import Partition
 
 
@@ -109,6 +110,8 @@ def read(path: Path) -> Manifest:
         PartitionError: A file that is missing, unreadable, no manifest, or changed since.
     """
     try:
+        if is_special(path):
+            raise PartitionError(f"partition.file is {path}, which is no regular file; name a file")
         content = path.read_bytes()
     except OSError as error:
         raise PartitionError(

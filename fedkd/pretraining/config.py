@@ -104,7 +104,7 @@ class ProbeConfig(Section):
 class PretrainConfig(Section):
     """Self-supervised pre-training of a teacher; by default SimCLR on dead leaves images."""
 
-    name: str = Field(default="teacher", pattern=r"^[\w.-]+$")
+    name: str = Field(default="teacher", pattern=r"^\w[\w.-]*$")
     """Name of the files that are written."""
     seed: int = Field(default=0, ge=0)
     """Seed of images, initial weights and views."""

@@ -36,6 +36,8 @@ as BatchNorm takes care of the rest."""
 
 _REPORT_EVERY_S = 5.0
 _AT_ONCE = 1024
+_PICKLED = ("LSUN", "LSUNClass")
+"""Data sets whose unchecked pickle torchvision loads; CIFAR's pickles have a known MD5."""
 UNLABELLED = ("unlabelled",)
 """Class names of images that nobody has labelled."""
 
@@ -138,6 +140,11 @@ def _read_torchvision(root: Path, name: str, size: int) -> Pixels:
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {known[near[0]]}?" if near else "its documentation lists them"
         raise ConfigError(f"images.torchvision is {name!r}, no data set of torchvision; {hint}")
+    if name in _PICKLED:
+        raise ConfigError(
+            f"images.torchvision is {name!r}, for which torchvision reads a pickle file of unknown "
+            "origin, which can run any command; name a folder of its images in images.folder"
+        )
     open_set: Callable[..., torchvision.datasets.VisionDataset] = kind
     accepted = inspect.signature(open_set).parameters
     choices = {"train": True, "split": "unlabeled" if name == "STL10" else "train",

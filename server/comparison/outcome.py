@@ -106,6 +106,9 @@ class Outcome:
         path = folder / RECORD
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            for cell in record["cells"]:
+                if not (folder / cell["run"]).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"the run {cell['run']!r} leads out of the folder")
             return cls(
                 name=record["name"],
                 reference=record["reference"],
