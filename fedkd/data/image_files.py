@@ -19,7 +19,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +121,6 @@ def decode_file(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-@cache
 def _formats() -> tuple[str, ...]:
     """Formats that are decoded within this process."""
     Image.init()
