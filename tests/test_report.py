@@ -252,6 +252,8 @@ def test_changed_keys_are_those_that_are_not_at_their_defaults(make_recipe):
 
 
 def test_a_comparison_shows_its_arms_and_its_failed_cells(runs, tmp_path):
+    for run in runs:
+        shutil.copytree(run, tmp_path / "cells" / run.name)
     cells_of = [
         {
             "setting": "",
@@ -259,7 +261,7 @@ def test_a_comparison_shows_its_arms_and_its_failed_cells(runs, tmp_path):
             "seed": seed,
             "status": "finished",
             "error": "",
-            "run": str(run),
+            "run": f"cells/{run.name}",
             "balanced_accuracy": read_record(run).summary["test"]["balanced_accuracy"],
         }
         for arm, seed, run in zip(("fedavg", "fedavg", "mas"), (0, 1, 0), runs, strict=True)
