@@ -13,7 +13,7 @@ that was sent, as nothing of the clients' is released.
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -34,9 +34,10 @@ from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
 from fedkd.errors import ClientFailure, UpdateRefused
 from strategies.arrays import HeldArray, HeldRecord
+from strategies.guard import Checked, Limits, is_finite
+from strategies.guard import Metrics as Metrics
 from strategies.privacy import with_privacy
-from strategies.replies import Metrics as Metrics
-from strategies.replies import Replies, answers_of, checked_update, num_bytes
+from strategies.replies import Replies, answers_of, by_number, num_bytes
 from strategies.roll import call_roll
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,9 @@ class Setup:
             instead of by the weights of the strategy. Either way it is a plain average, whatever
             the strategy does with the student: prompts follow no server optimiser.
         privacy: Noise on the aggregate.
+        num_classes: Of the task; None leaves the lengths of what is per class unchecked.
+        num_held_out: For val and test how many of its images each client predicts, where it does.
+        max_update_norm: Updates that are longer are refused; None refuses none for its length.
     """
 
     num_clients: int
@@ -92,6 +96,9 @@ class Setup:
     proximal_mu: float = 0.0
     prompts_by_examples: bool = False
     privacy: PrivacyConfig = PrivacyConfig()
+    num_classes: int | None = None
+    num_held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    max_update_norm: float | None = None
 
     @property
     def cohort(self) -> int:
@@ -132,6 +139,12 @@ class SeededStrategy(Strategy):
         self._optimises = optimises
         self._nodes: dict[int, int] = {}
         self._received: dict[str, npt.NDArray[Any]] = {}
+        self._round = 0
+        self._limits = Limits(
+            setup.num_classes, setup.num_held_out, setup.max_update_norm, setup.buffers
+        )
+        # By id of the reply, which is kept with it: a reply that was looked at is not read again.
+        self._checked: dict[int, tuple[Message, Checked]] = {}
 
     def weigh(self, metrics: Sequence[Metrics], server_round: int) -> list[float]:
         """One non-negative weight for each client; only their ratios matter.
@@ -154,6 +167,11 @@ class SeededStrategy(Strategy):
     def scores_classes(self, server_round: int) -> bool:
         """Whether clients must send the losses per class of the student that they received."""
         return False
+
+    def needs(self, server_round: int) -> tuple[str, ...]:
+        """Metrics that :meth:`weigh` reads, beside those that every client must send."""
+        scored = (wire.CLASS_COUNTS, wire.CLASS_SCORES, wire.CLASS_LOSSES)
+        return scored if self.scores_classes(server_round) else ()
 
     def instructions(self) -> dict[str, float]:
         """What clients are told besides, by the keys of :mod:`fedkd.wire`."""
@@ -183,9 +201,26 @@ class SeededStrategy(Strategy):
         :meth:`aggregate_train` checks all; this is for who would rather leave one out.
 
         Raises:
-            UpdateRefused: It has other names, shapes or dtypes, or values that are not finite.
+            UpdateRefused: Something is wrong with it; see :mod:`strategies.guard`.
         """
-        checked_update(reply, self.partition_ids[reply.metadata.src_node_id], self._received)
+        self._check(reply, self.partition_ids[reply.metadata.src_node_id])
+
+    def check_evaluation(self, reply: Message, split: str | None = None) -> None:
+        """The same for an answer to an evaluation message.
+
+        Raises:
+            UpdateRefused: Something is wrong with it.
+        """
+        number = self.partition_ids[reply.metadata.src_node_id]
+        self._limits.check_evaluation(reply, number, split)
+
+    def _check(self, reply: Message, number: int) -> Checked:
+        known, checked = self._checked.get(id(reply), (None, None))
+        if known is not reply or checked is None:
+            needed = self.needs(self._round)
+            checked = self._limits.check_training(reply, number, self._received, needed)
+            self._checked[id(reply)] = (reply, checked)
+        return checked
 
     def call_roll(self, grid: Grid, timeout_s: float = 300.0) -> None:
         """Wait for all clients and learn which node has which partition (``strategies.roll``)."""
@@ -210,6 +245,7 @@ class SeededStrategy(Strategy):
             self.call_roll(grid)
         # Kept to compare the replies with: names, shapes and dtypes must be what was sent.
         self._received = {name: array.numpy() for name, array in arrays.items()}
+        self._round, self._checked = server_round, {}
         config[wire.ROUND] = server_round
         config[wire.SCORE_CLASSES] = self.scores_classes(server_round)
         for key, value in self.instructions().items():
@@ -232,20 +268,31 @@ class SeededStrategy(Strategy):
 
         Raises:
             ClientFailure: A client raised; its name and traceback are in the text.
-            UpdateRefused: A reply has other names, shapes or dtypes, or values that are not finite.
+            UpdateRefused: A reply may not be used (:mod:`strategies.guard`), or all together may
+                not: too few for the strategy, or a step of the server's to what is not finite. The
+                strategy is then as it was before.
         """
         numbers = self.partition_ids
-        answers = answers_of(replies, numbers)
-        answers.sort(key=lambda reply: numbers[reply.metadata.src_node_id])
+        answers = by_number(answers_of(replies, numbers), numbers)
         if not answers:
             raise ClientFailure(f"no client replied in round {server_round}")
-        metrics: list[Metrics] = [
-            dict(reply.content.metric_records[wire.METRICS]) for reply in answers
-        ]
-        updates = [
-            checked_update(reply, numbers[reply.metadata.src_node_id], self._received)
-            for reply in answers
-        ]
+        checked = [self._check(reply, number) for number, reply in answers.items()]
+        self._checked = {}
+        # Flower's optimisers replace what they remember, and never write into it.
+        before = dict(vars(self._inner))
+        try:
+            arrays = self._aggregate(server_round, list(answers.values()), checked)
+        except UpdateRefused:
+            vars(self._inner).clear()
+            vars(self._inner).update(before)
+            raise
+        return arrays, MetricRecord()
+
+    def _aggregate(
+        self, server_round: int, answers: Sequence[Message], checked: Sequence[Checked]
+    ) -> ArrayRecord:
+        metrics = [one.metrics for one in checked]
+        updates = [one.update for one in checked]
         weights = self._weights(metrics, updates, server_round)
         total = _total(weights)
         down = sum(values.nbytes for values in self._received.values())
@@ -270,13 +317,16 @@ class SeededStrategy(Strategy):
             weights = images if by_examples else weights
             _total(weights)
             summed |= self._sum(self._plain, server_round, told, prompts, weights)
-        return self._complete(summed, updates), MetricRecord()
+        return self._complete(summed, updates)
 
     def _weights(
         self, metrics: Sequence[Metrics], updates: Sequence[ArrayRecord], server_round: int
     ) -> list[float]:
         """Weight of each client; 0 for those that have seen no image or are not selected."""
-        weights = self.weigh(metrics, server_round)
+        try:
+            weights = self.weigh(metrics, server_round)
+        except OverflowError as error:
+            raise UpdateRefused(f"what clients sent gives no weights: {error}") from None
         # Under privacy all clients of the round stay in the denominator: noise reckons with it.
         private = self.setup.privacy.name != "none"
         trained = [n for n, m in enumerate(metrics) if m[wire.NUM_EXAMPLES] or private]
@@ -335,13 +385,16 @@ class SeededStrategy(Strategy):
             else:
                 values = summed[name].numpy()
             values = np.asarray(values, dtype=expected.dtype)
-            if not np.isfinite(values).all():
-                raise UpdateRefused(
-                    f"all clients sent finite values of {name}, but the server's own step made "
-                    "some that are not; lower strategy.server_learning_rate, "
-                    "strategy.client_learning_rate or privacy.noise_multiplier"
-                )
+            if not is_finite(values):
+                raise _own_step(f"values of {name}")
             complete[name] = HeldArray(values)
+        # A second moment of inf makes steps of 0, for ever: the student alone would not show it.
+        for memory in vars(self._inner).values():
+            kept = memory.values() if isinstance(memory, dict) else memory
+            if isinstance(memory, dict | list) and not all(
+                is_finite(one) for one in kept if isinstance(one, np.ndarray)
+            ):
+                raise _own_step("updates")
         return complete
 
     def configure_evaluate(
@@ -367,10 +420,14 @@ class SeededStrategy(Strategy):
         Raises:
             ClientFailure: A client raised or did not answer; its name and traceback are in the
                 text.
+            UpdateRefused: A reply may not be used.
         """
-        answers = answers_of(replies, self.partition_ids)
-        metrics = [dict(reply.content.metric_records[wire.METRICS]) for reply in answers]
-        self.evaluations = {cast(int, m[wire.PARTITION_ID]): m for m in metrics}
+        numbers = self.partition_ids
+        answers = by_number(answers_of(replies, numbers), numbers)
+        self.evaluations = {
+            number: self._limits.check_evaluation(reply, number)
+            for number, reply in answers.items()
+        }
         if missing := sorted(set(self._nodes) - set(self.evaluations)):
             raise ClientFailure(f"clients {missing} did not evaluate in round {server_round}")
         return None
@@ -382,6 +439,13 @@ class SeededStrategy(Strategy):
 
 def _only(arrays: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> ArrayRecord:
     return HeldRecord({n: HeldArray(values) for n, values in arrays.items() if n in names})
+
+
+def _own_step(what: str) -> UpdateRefused:
+    return UpdateRefused(
+        f"all clients sent finite {what}, but the server's own step made some that are not; lower "
+        "strategy.server_learning_rate, strategy.client_learning_rate or privacy.noise_multiplier"
+    )
 
 
 def _total(weights: Sequence[float]) -> float:

@@ -22,6 +22,10 @@ class ClassBalanced(SeededStrategy):
     rest of it. Our choice, without a source; it is meant as a simple rival of mas.
     """
 
+    def needs(self, server_round: int) -> tuple[str, ...]:
+        """Images per class."""
+        return (wire.CLASS_COUNTS,)
+
     def weigh(self, metrics: Sequence[Metrics], server_round: int) -> list[float]:
         """Sum of the client's shares of the classes."""
         # Images that no epoch saw (num_examples 0) are nobody's: their class goes to the others.

@@ -60,7 +60,7 @@ class FedNova(SeededStrategy):
 
     def prepare(self, received: ArrayRecord, metrics: Sequence[Metrics]) -> None:
         """Where the step starts, and how long it is: tau_eff times the sum of the weights."""
-        trained = [m for m in metrics if m[wire.NUM_EXAMPLES]]
+        trained = [m for m in metrics if m[wire.NUM_EXAMPLES] and m[wire.NUM_STEPS]]
         steps, images = self._steps(trained), [m[wire.NUM_EXAMPLES] for m in trained]
         total = sum(images)
         effective = sum(n * a for n, a in zip(images, steps, strict=True)) / total

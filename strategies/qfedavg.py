@@ -75,5 +75,6 @@ class _Copying(flower.QFedAvg):
 
 def _loss(metrics: Metrics) -> float:
     """Mean of the client's loss over all images that it has seen in the round."""
-    loss: float = metrics[wire.SUM + "loss"] / max(metrics[wire.NUM_SEEN], 1)
-    return loss
+    loss: float = metrics.get(wire.SUM + "loss", 0.0) / max(metrics[wire.NUM_SEEN], 1)
+    # A power of a negative number may be none: rounding can leave a loss just below 0.
+    return max(loss, 0.0)

@@ -1,18 +1,12 @@
-"""Replies of clients: who failed, what they sent, and whether it may be used."""
+"""Replies of clients: who failed, and what they sent. Whether it may be used: ``guard``."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from flwr.app import ArrayRecord, Message
 
-from fedkd import wire
 from fedkd.errors import ClientFailure, UpdateRefused
-from strategies.arrays import HeldArray, view
-
-Metrics = Mapping[str, Any]
-"""A client's metrics by the keys of :mod:`fedkd.wire`."""
+from strategies.guard import Metrics
 
 
 class Replies(NamedTuple):
@@ -24,54 +18,41 @@ class Replies(NamedTuple):
 
 
 def answers_of(replies: Iterable[Message], numbers: Mapping[int, int]) -> list[Message]:
-    """The replies, or a ClientFailure that names every client that raised."""
+    """The replies, or a ClientFailure that names every client that raised.
+
+    Args:
+        replies: To messages of one kind.
+        numbers: Partition id of each node; none while the roll is called.
+    """
     received = list(replies)
     failed = sorted(
-        (numbers.get(reply.metadata.src_node_id, reply.metadata.src_node_id), reply.error.reason)
-        for reply in received
-        if reply.has_error()
+        (numbers.get(node, node), f"{'client' if node in numbers else 'node'}", why)
+        for node, why in (
+            (reply.metadata.src_node_id, reply.error.reason)
+            for reply in received
+            if reply.has_error()
+        )
     )
     if failed:
-        raise ClientFailure("\n".join(f"client {number} failed: {why}" for number, why in failed))
+        raise ClientFailure("\n".join(f"{what} {n} failed: {why}" for n, what, why in failed))
     return received
 
 
-def checked_update(
-    reply: Message, number: int, received: Mapping[str, npt.NDArray[Any]]
-) -> ArrayRecord:
-    """The arrays of a reply, read once, unless something is wrong with them.
-
-    Args:
-        reply: Of one client.
-        number: Its partition id.
-        received: What it was sent, whose names, shapes and dtypes it must have.
+def by_number(answers: Iterable[Message], numbers: Mapping[int, int]) -> dict[int, Message]:
+    """The answers by partition id, ascending.
 
     Raises:
-        UpdateRefused: It has others, or values that are not finite.
+        UpdateRefused: A node is unknown, or has answered twice.
     """
-    arrays = reply.content.array_records[wire.ARRAYS]
-    if set(arrays) != set(received):
-        differing = sorted(set(arrays) ^ set(received))
-        raise UpdateRefused(
-            f"client {number} sent other arrays than it received; the first: {differing[0]}"
-        )
-    checked = ArrayRecord()
-    # In the order of what was sent: Flower's distances and momenta go by position.
-    for name, expected in received.items():
-        values = view(arrays[name])
-        if values.shape != expected.shape or values.dtype != expected.dtype:
-            raise UpdateRefused(
-                f"client {number} sent {name} as {values.dtype} {values.shape}; "
-                f"expected {expected.dtype} {expected.shape}"
-            )
-        if not np.isfinite(values).all():
-            bad = int((~np.isfinite(values)).sum())
-            raise UpdateRefused(
-                f"client {number} sent {bad} values of {name} that are not finite; its "
-                "training diverged: lower training.learning_rate or set training.clip_norm"
-            )
-        checked[name] = HeldArray(values)
-    return checked
+    found: dict[int, Message] = {}
+    for answer in answers:
+        node = answer.metadata.src_node_id
+        if node not in numbers:
+            raise UpdateRefused(f"node {node} sent a reply, but is none of the federation's")
+        if numbers[node] in found:
+            raise UpdateRefused(f"client {numbers[node]} sent two replies")
+        found[numbers[node]] = answer
+    return dict(sorted(found.items()))
 
 
 def num_bytes(metrics: Metrics, update: ArrayRecord) -> int:

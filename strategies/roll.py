@@ -2,13 +2,13 @@
 
 import logging
 import time
-from typing import cast
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd import wire
 from fedkd.errors import FedkdError
+from strategies.guard import metrics_of
 from strategies.replies import answers_of
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ def call_roll(
     ]
     answers: dict[int, Message] = {}
     for reply in answers_of(grid.send_and_receive(queries, timeout=timeout_s), {}):
-        number = int(cast(int, reply.content.metric_records[wire.METRICS][wire.PARTITION_ID]))
+        sender = f"node {reply.metadata.src_node_id}"
+        number = int(metrics_of(reply, sender)[wire.PARTITION_ID])
         if number in answers:
             raise FedkdError(f"two clients have partition {number}; give each its own")
         answers[number] = reply

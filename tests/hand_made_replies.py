@@ -34,19 +34,20 @@ def update(
     steps=1,
     loss=1.0,
 ):
-    """Arrays and metrics; w and variance may be arrays, variance is the first w if not given."""
+    """Arrays and metrics; w and variance may be arrays, variance is |first w| if not given."""
     arrays = {
         "w": np.broadcast_to(w, 3).astype(np.float32),
-        "running_var": np.broadcast_to(np.ravel(w)[0] if variance is None else variance, 2).astype(
-            np.float64
-        ),
+        "running_var": np.broadcast_to(
+            abs(np.ravel(w)[0]) if variance is None else variance, 2
+        ).astype(np.float64),
         "num_batches_tracked": np.array(count, np.int64),
     }
     metrics = {
         wire.PARTITION_ID: number,
         wire.NUM_EXAMPLES: num_examples,
         wire.NUM_SEEN: num_examples,
-        wire.NUM_STEPS: steps,
+        wire.NUM_STEPS: steps if num_examples else 0,
+        wire.SECONDS: 0.5,
         wire.SUM + "loss": loss * num_examples,
         wire.CLASS_COUNTS: list(counts),
         wire.CLASS_SCORES: list(scores),

@@ -81,5 +81,5 @@ def test_no_reply_is_written_to():
 
 
 def test_a_loss_that_is_not_finite_is_refused():
-    with pytest.raises(UpdateRefused, match="cannot be normalised"):
+    with pytest.raises(UpdateRefused, match="client 1 sent 'sum.loss' that is not finite"):
         start([update(0, 1.0), update(1, 4.0, loss=np.nan)], q=1).round()
