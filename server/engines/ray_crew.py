@@ -64,6 +64,10 @@ class Crew:
         clients: The run's.
         plan: What workers are given.
         environment: Environment variables that workers do not have from Ray itself.
+
+    Attributes:
+        members: Those that there are; fewer than planned if one could not be replaced.
+        loss: Why the last one that was to replace another could not start.
     """
 
     def __init__(self, clients: Clients, plan: Plan, environment: Mapping[str, str]) -> None:
@@ -96,6 +100,8 @@ class Crew:
         )
         self.members: list[Member] = [self._start() for _ in range(plan.num_workers)]
         self._processes: list[tuple[int, str]] = []
+        self._has_begun = False
+        self.loss = ""
 
     def wait(self) -> None:
         """Until all workers are at work for the first time.
@@ -116,20 +122,29 @@ class Crew:
                     len(self.members),
                     spoke - started,
                 )
+        self._has_begun = True
 
     def proceed(self, member: Member) -> None:
         """Take a worker that is starting one step on; what it was waiting for is there.
 
+        One that was to replace another and cannot start is given up: the others go on.
+
         Raises:
-            FedkdError: It cannot start.
+            FedkdError: It cannot start, and the run has not begun.
         """
         try:
             result = ray.get(cast(Any, member.waits_for))
         except RayError as error:
-            raise FedkdError(
+            text = (
                 f"a Ray worker ({member}) could not start; lower engine.num_workers if memory is "
                 f"short, otherwise mend this:\n{cause_of(error)}"
-            ) from error
+            )
+            if not self._has_begun:
+                raise FedkdError(text) from error
+            self.loss = text
+            self.members.remove(member)
+            logger.warning("%d Ray workers are left: %s", len(self.members), text)
+            return
         if member.step == "open":
             member.step, member.waits_for = "work", None
             return
@@ -148,6 +163,11 @@ class Crew:
         new = self._start()
         self.members[self.members.index(member)] = new
         return new
+
+    def refill(self) -> None:
+        """Start a worker if none is left: what kept the last one from starting may be over."""
+        if not self.members:
+            self.members.append(self._start())
 
     def end(self) -> None:
         """End all workers at once."""

@@ -79,6 +79,8 @@ class RayGrid(KnownNodes):
                 contents[key] = ray.put(to_plain(message.content))
             number = self._numbers[message.metadata.dst_node_id]
             self._waiting.append(_Task(message, number, contents[key]))
+        if self._waiting:
+            self._crew.refill()
         # Longest first: what is short fills the gaps at the end.
         self._waiting.sort(key=lambda task: -self._num_images[task.partition_id])
         self._dispatch()
@@ -125,6 +127,10 @@ class RayGrid(KnownNodes):
         if time.monotonic() - self._told_s > _TICK_S:
             self._told_s = time.monotonic()
             self._hear()
+        if not self._crew.members:
+            waiting, self._waiting = self._waiting, []
+            for task in waiting:
+                self._fail(task, flower.CLIENT_APP_RAISED, f"no worker is left: {self._crew.loss}")
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -253,7 +259,7 @@ def _epitaph(member: Member, error: Exception) -> str:
     return (
         f"its Ray worker ({member}) died: {why}. Its state is kept, and another worker takes its "
         "place; if it happens again, lower engine.num_workers or training.batch_size, or set "
-        f"failures.policy = 'retry'. Ray says: {said}"
+        f"failures.policy = 'retry'.\nRay says: {said}"
     )
 
 
@@ -261,6 +267,6 @@ def _loss(error: Exception) -> str:
     if isinstance(error, ObjectLostError):
         return (
             "what the client remembers is lost with the machine that kept it; start the run again "
-            f"from its last checkpoint. Ray says: {cause_of(error)}"
+            f"from its last checkpoint.\nRay says: {cause_of(error)}"
         )
     return cause_of(error)
