@@ -78,17 +78,19 @@ class FailuresConfig(Section):
     """What is done when a client raises, dies or does not answer in time."""
 
     policy: Literal["stop", "continue", "retry"] = "stop"
-    """stop: the run ends with the client's error. continue: the round is aggregated without it.
+    """stop: the run ends with the client's error. continue: the round is aggregated without it,
+    also where its reply may not be used (values that are not finite, wrong shapes ...).
     retry: it is asked again, elsewhere where there is an elsewhere; if that does not help, the run
     ends."""
     retries: int = Field(default=2, ge=1, le=100)
     """With retry: how often a client is asked again in a round."""
     max_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """With continue: the largest fraction of a round's clients that may fail; the run ends beyond
-    it."""
+    """With continue: the largest fraction of a round's clients that may fail. A round beyond it
+    keeps the student as it was; the run goes on, and ends with exit code 1."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which a client that has not answered counts as failed; not given waits as long
     as its worker or site lives. For ray and flower: what runs in this process cannot be left."""
     max_update_norm: float | None = Field(default=None, gt=0)
-    """Largest Euclidean norm of a client's update, over all parameters; a reply beyond it is
-    refused, and the client counts as failed. Not given refuses none for its size."""
+    """Largest Euclidean norm of a client's update, over all parameters, what is shared of prompts
+    included and BatchNorm's statistics not; a reply beyond it is refused, and the client counts as
+    failed. Not given refuses none for its size."""

@@ -10,12 +10,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from clients.node import Node
 from fedkd import config, wire
-from fedkd.errors import ConfigError
+from fedkd.errors import ClientFailure, ConfigError
 from fedkd.experiment import Experiment, open_experiment
 from fedkd.paths import find_recipe
 from fedkd.recipe import Recipe
 from fedkd.site import SiteAnswer, open_server
 from server.engines.watched_grid import WatchedGrid
+from server.failures import broken
 from server.federation import run_federation
 from server.progress import TerminalProgress
 from server.results import RunDirectory
@@ -76,6 +77,8 @@ def _run_recipe(grid: Grid, context: Context) -> None:
         board, arrays = run_federation(grid, experiment, initial, observer, nodes)
         observer.run_ended(board, results.finish(board, arrays))
     print_results(stderr(), board)
+    if board.kept_rounds:
+        raise ClientFailure(broken(board.kept_rounds))
 
 
 def _of_hospitals(grid: Grid, recipe: Recipe, folder: Path) -> tuple[dict[int, int], Experiment]:

@@ -2,14 +2,15 @@
 
 An engine answers for a client that raised, died or was late with an error; nothing is decided
 there. What a client says failed, counts whatever it is, also a text that says what the user is to
-mend: it may be one hospital's disk, which is what ``continue`` is for, and a mistake in the recipe
-is every client's, so that nobody survives and the run ends with that text.
+mend: it may be one hospital's disk, which is what ``continue`` is for. So does a reply that may not
+be used. A mistake in the recipe is every client's: then no round has survivors, every one keeps the
+student that it began with, and the run ends with exit code 1 and those texts.
 """
 
 import logging
 from collections.abc import Iterable, Sequence
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fedkd.errors import ClientFailure, UpdateRefused
@@ -46,15 +47,26 @@ class Asker:
         self._config = experiment.recipe.failures
         self._board = board
         self._observer = observer
+        self.num_failed = 0
+        if self._config.policy == "continue" and experiment.predicts_locally:
+            logger.warning(
+                "failures.policy is 'continue', but with strategy.exchange = %r nobody else can "
+                "predict a client's part of val and test: the run ends where one fails to evaluate",
+                experiment.recipe.strategy.exchange,
+            )
 
     def train(self, messages: Iterable[Message], round_number: int) -> list[Message]:
-        """The answers of a round that may be aggregated; at least one.
+        """The answers of a round that may be aggregated.
+
+        None of them if, under ``continue``, more than ``failures.max_fraction`` failed: too few
+        are left to stand for all. ``num_failed`` says how many it were.
 
         Raises:
             ClientFailure: Clients failed, and the policy does not go on without them.
         """
         sent = list(messages)
         answers, failed = self._ask(sent, round_number, "train")
+        self.num_failed = len(failed)
         if self._config.policy != "continue":
             self._end(failed)
             return answers
@@ -67,24 +79,49 @@ class Asker:
                 failed.append(self._note(round_number, number, "train", 1, str(error)))
             else:
                 accepted.append(answer)
+        self.num_failed = len(failed)
         fraction, allowed = len(failed) / len(sent), self._config.max_fraction
-        if fraction > allowed:
-            failed.sort(key=lambda f: f.partition_id)
-            names = ", ".join(f.name for f in failed)
-            raise ClientFailure(
-                f"{len(failed)} of {len(sent)} clients failed in round {round_number} ({names}), "
-                f"a fraction of {fraction:.2g}, and failures.max_fraction is {allowed:g}; mend "
-                f"what they say:\n{reasons(failed)}"
+        if fraction > allowed or not accepted:
+            names = ", ".join(f.name for f in sorted(failed, key=lambda f: f.partition_id))
+            self._keep(
+                round_number,
+                f"{len(failed)} of {len(sent)} clients failed ({names}), a fraction of "
+                f"{fraction:.2g}, and failures.max_fraction is {allowed:g}",
             )
+            return []
         return accepted
 
-    def evaluate(self, messages: Iterable[Message], round_number: int) -> list[Message]:
-        """The answers of all clients: each predicts images that no other one can.
+    def aggregate(self, answers: Sequence[Message], round_number: int) -> ArrayRecord | None:
+        """The new global arrays; None if the round keeps those that it began with.
+
+        Under ``continue`` that is so without answers, and where the strategy can make nothing of
+        them: too few for it, or a step of the server's to values that are not finite.
+
+        Raises:
+            UpdateRefused: The same, with another policy, or an answer that may not be used.
+        """
+        if not answers and self._config.policy == "continue":
+            return None
+        try:
+            return self._strategy.aggregate_train(round_number, answers)[0]
+        except UpdateRefused as error:
+            if self._config.policy != "continue":
+                raise
+            self._keep(round_number, str(error))
+            return None
+
+    def evaluate(
+        self, messages: Iterable[Message], round_number: int, split: str | None = None
+    ) -> list[Message]:
+        """The answers of all clients: each predicts images of a split that no other one can.
 
         Raises:
             ClientFailure: A client failed, with ``retry`` as often as it may be asked.
+            UpdateRefused: An answer may not be used.
         """
         answers, failed = self._ask(list(messages), round_number, "evaluate")
+        for answer in answers:
+            self._strategy.check_evaluation(answer, split)
         if failed and self._config.policy == "continue":
             raise ClientFailure(
                 f"{failed[0].name} did not evaluate after round {round_number}: a round can be "
@@ -128,9 +165,14 @@ class Asker:
             # Flower's own error replies (a node that has gone) come from the SuperLink.
             told = reply.metadata
             node = asked.get(told.reply_to_message_id, told.src_node_id)
+            if node not in silent:
+                logger.warning("a reply of node %d that nobody waits for is not used", node)
+                continue
             silent.discard(node)
             if reply.has_error():
-                failed[numbers.get(node, node)] = reply.error.reason or "it gave no reason"
+                failed[numbers[node]] = reply.error.reason or "it gave no reason"
+            elif told.src_node_id != node:
+                failed[numbers[node]] = f"another node, {told.src_node_id}, answered in its place"
             else:
                 answers.append(reply)
         # With stop, an engine need not ask the others once one has failed.
@@ -157,6 +199,14 @@ class Asker:
         if self._observer:
             self._observer.client_failed(self._board)
         return failure
+
+    def _keep(self, round_number: int, why: str) -> None:
+        logger.warning(
+            "round %d keeps the student that it began with: %s; the run goes on, and will end with "
+            "exit code 1",
+            round_number,
+            why,
+        )
 
     def _end(self, failed: Sequence[Failure]) -> None:
         """End the run if a client failed to the end."""

@@ -40,7 +40,7 @@ def run_federation(
 
     Raises:
         ClientFailure: Clients failed, and the recipe does not go on without them.
-        UpdateRefused: A client's reply may not enter the aggregate.
+        UpdateRefused: A client's reply may not be used, and the recipe does not go on without.
     """
     recipe = experiment.recipe
     strategy = make_strategy(recipe.strategy, _setup(experiment))
@@ -64,11 +64,13 @@ def run_federation(
         if experiment.is_at_hospitals:
             config[wire.AT_HOSPITALS] = True
         messages = list(strategy.configure_train(number, arrays, config, grid))
-        arrays, _ = strategy.aggregate_train(number, asker.train(messages, number))
-        tensors = dict(arrays.to_torch_state_dict())
-        reports = [_with_traffic(report) for report in strategy.reports]
-        num_failed = len(messages) - len(reports)
-        board.record(number, tensors, reports, time.perf_counter() - started, num_failed)
+        aggregated = asker.aggregate(asker.train(messages, number), number)
+        reports: list[tuple[float, Metrics]] = []
+        if aggregated is not None:
+            arrays = aggregated
+            tensors = dict(arrays.to_torch_state_dict())
+            reports = [_with_traffic(report) for report in strategy.reports]
+        board.record(number, tensors, reports, time.perf_counter() - started, asker.num_failed)
         if observer:
             observer.round_finished(board)
         if board.is_exhausted:
@@ -92,7 +94,17 @@ def _setup(experiment: Experiment) -> Setup:
         proximal_mu=recipe.fedprox.mu,
         prompts_by_examples=recipe.prompts.shared == "by_examples",
         privacy=recipe.privacy,
+        num_classes=experiment.num_classes,
+        num_held_out=_num_held_out(experiment),
+        max_update_norm=recipe.failures.max_update_norm,
     )
+
+
+def _num_held_out(experiment: Experiment) -> dict[str, list[int]]:
+    own = experiment.recipe.evaluation.personalised or experiment.predicts_locally
+    if experiment.is_at_hospitals or not own:
+        return {}
+    return {split: list(map(len, rows)) for split, rows in experiment.held_out_rows.items()}
 
 
 def _with_traffic(report: ClientReport) -> tuple[float, Metrics]:
@@ -112,5 +124,5 @@ def _ask_clients(
     """Predictions of a split by the clients, each with its own tensors as of a round."""
     config = ConfigRecord({wire.SPLIT: split, wire.AS_OF_ROUND: round_number})
     messages = strategy.configure_evaluate(round_number, ArrayRecord(student), config, grid)
-    strategy.aggregate_evaluate(round_number, asker.evaluate(messages, round_number))
+    strategy.aggregate_evaluate(round_number, asker.evaluate(messages, round_number, split))
     return assemble(experiment, split, strategy.evaluations)

@@ -73,7 +73,7 @@ class TerminalProgress(Observer):
         asked = row["num_clients"] + row["num_failed"]
         parts = [
             f"round {row['round']}/{self._num_rounds}",
-            f"loss {row['train_loss']:.3f}",
+            f"loss {row['train_loss']:.3f}" if row["num_clients"] else "STUDENT KEPT",
             *([f"prior {row['prior']:.3f}"] if "prior" in row else []),
             f"{val}: bal. acc. {row['val_balanced_accuracy']:.3f}",
             f"mcc {row['val_mcc']:.3f}",

@@ -24,7 +24,7 @@ from fedkd.partition import Partition
 from fedkd.partitions import manifest
 from fedkd.prediction import Probabilities
 from server.evaluation import Arrays
-from server.failures import TRACEBACK, describe
+from server.failures import describe
 from server.growing_table import GrowingTable
 from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["federated", "centralized"]
 FAILURES = "failures"
-"""Folder of the run directory with the tracebacks of clients that failed."""
+"""Folder of the run directory with what clients that failed said, tracebacks as a rule."""
 VERSIONS = ("fedkd", "torch", "torchvision", "flwr", "numpy", "pandas")
 
 
@@ -109,17 +109,20 @@ class RunDirectory(Observer):
             self._write_summary({**how_it_ended(error), **self._failed})
 
     def client_failed(self, board: Scoreboard) -> None:
-        """Write the table of failures anew, and the client's traceback if it sent one."""
+        """Write the table of failures anew, and what the client said if that is more than a line.
+
+        That is a traceback, as a rule.
+        """
         policy, last = self._experiment.recipe.failures.policy, board.failures[-1]
-        self._failed = describe(policy, board.failures)
+        self._failed = describe(policy, board.failures, board.kept_rounds)
         self._write_table("failures.csv", pd.DataFrame(one.row() for one in board.failures))
-        if TRACEBACK in last.reason:
+        if last.has_more:
             (self.path / FAILURES).mkdir(exist_ok=True)
             place = (last.round, last.partition_id)
             texts = [
                 f"{one.name} was to {one.doing}, attempt {one.attempt}\n{one.reason.strip()}\n"
                 for one in board.failures
-                if (one.round, one.partition_id) == place and TRACEBACK in one.reason
+                if (one.round, one.partition_id) == place and one.has_more
             ]
             name = f"{FAILURES}/round-{last.round}-client-{last.partition_id}.txt"
             self._write_text(name, "\n".join(texts))
@@ -239,7 +242,7 @@ def summarise(board: Scoreboard, arrays: Arrays, mode: Mode) -> dict[str, Any]:
         "val": board.best_val.to_dict(),
         "test": board.test.to_dict(),
         **private,
-        **describe(recipe.failures.policy, board.failures),
+        **describe(recipe.failures.policy, board.failures, board.kept_rounds),
         "seconds": board.seconds,
     }
 

@@ -129,6 +129,9 @@ class Scoreboard:
     ) -> None:
         """Evaluate a round's student on val and append its rows.
 
+        A round without reports kept the student that it began with: its row has that student's
+        scores, ``num_clients`` 0, no images, no bytes and no losses (NaN). No client has a row.
+
         Args:
             round_number: From 1.
             arrays: The global student after aggregation, and what clients share.
@@ -141,6 +144,9 @@ class Scoreboard:
         val = validate(self.experiment, self._predict, student, round_number)
         row: Row = {"round": round_number, "num_clients": len(reports), "num_failed": num_failed}
         row.update(_pooled([metrics for _, metrics in reports]))
+        if not reports:
+            losses = {key: math.nan for key in self._last_row() if key.startswith("train_")}
+            row.update({"train_loss": math.nan, **losses})
         row.update({f"val_{name}": value for name, value in val.scalars().items()})
         own = self._record_own([metrics for _, metrics in reports])
         pooled = sum(own.values(), start=np.zeros((self.experiment.num_classes,) * 2, np.int64))
@@ -154,9 +160,18 @@ class Scoreboard:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether the val score has not become better for ``evaluation.patience`` rounds."""
+        """Whether the val score has not become better for ``evaluation.patience`` rounds.
+
+        Rounds that kept the student do not count: they could not make it better.
+        """
         patience = self.experiment.recipe.evaluation.patience
-        return patience is not None and len(self.rounds) - self.best_round >= patience
+        since = [row for row in self.rounds[self.best_round :] if row["num_clients"]]
+        return patience is not None and len(since) >= patience
+
+    @property
+    def kept_rounds(self) -> list[int]:
+        """Rounds that kept the student that they began with, as too few clients were left."""
+        return [row["round"] for row in self.rounds if not row["num_clients"]]
 
     def finish(self) -> None:
         """Test the student that was chosen on val."""
@@ -179,6 +194,9 @@ class Scoreboard:
         student = self.experiment.build_student()
         student.load_state_dict({**student.state_dict(), **student_arrays(arrays)})
         return student.eval()
+
+    def _last_row(self) -> Row:
+        return self.rounds[-1] if self.rounds else {}
 
     def _record_own(self, reports: Iterable[Mapping[str, Any]]) -> dict[int, Integers]:
         """Keep the predictions of the clients' own students; their confusion matrices on val."""

@@ -42,39 +42,10 @@ def test_fedavg_over_the_survivors_is_their_mean_by_images():
     assert [(r.partition_id, r.weight) for r in reports] == [(0, 0.25), (2, 0.75)]
 
 
-def test_too_many_failures_end_the_run_with_names_fraction_and_reasons(run, failing):
-    plan = {(1, 0): [broken()], (2, 0): [broken()], (2, 2): [DataError("no x.jpg; put it back")]}
-    failing(plan)
-    with pytest.raises(ClientFailure) as caught:
-        run(**PLAIN, **CONTINUE)
-    text = str(caught.value)
-    assert text.startswith(
-        "2 of 3 clients failed in round 2 (client 0 (north), client 2 (west)), a fraction of 0.67, "
-        "and failures.max_fraction is 0.5; mend what they say:\nclient 0 failed: Traceback"
-    )
-    assert text.endswith(
-        "client 2 failed: no x.jpg; put it back\nwhile client 2 (west) trained in round 2"
-    )
-
-
 def test_a_fraction_that_is_just_allowed_goes_on(run, failing):
     failing({(1, 0): [broken()], (1, 2): [broken()]})
     result = run(**PLAIN, failures={"policy": "continue", "max_fraction": 2 / 3}, num_rounds=1)
     assert result.clients["client"].tolist() == ["south"]
-
-
-def test_the_run_ends_where_no_client_survives_whatever_is_allowed(run, failing):
-    failing({(1, number): [broken()] for number in range(3)})
-    with pytest.raises(ClientFailure, match=r"^3 of 3 clients failed in round 1 .*fraction of 1, "):
-        run(**PLAIN, failures={"policy": "continue", "max_fraction": 0.99})
-
-
-def test_a_mistake_in_the_recipe_is_every_clients_and_ends_the_run_with_its_text(run, failing):
-    error = ConfigError("use a lower explore.learning_rate")
-    asked = failing({(1, number): [error] for number in range(3)})
-    with pytest.raises(ClientFailure, match=r"client 1 failed: use a lower explore.learning_rate"):
-        run(**PLAIN, **CONTINUE)
-    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("policy", ["stop", "retry", "continue"])
@@ -205,7 +176,7 @@ def test_failures_are_logged_tabled_and_kept_with_their_tracebacks(run, failing,
     text = kept.read_text()
     assert text.startswith("client 1 (south) was to train, attempt 1\nTraceback")
     assert text.count("RuntimeError: disk on fire") == 2
-    assert "x.jpg" not in text
+    assert "attempt 2\nno x.jpg; put it back\nwhile client 1 (south) trained" in text
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])

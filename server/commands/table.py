@@ -1,6 +1,7 @@
 """The commands of ``fedkd``, one function each."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fedkd.data.augment import AUGMENTATIONS
 from fedkd.data.catalog import DATASETS
 from fedkd.data.site_writing import write_sites
 from fedkd.engine import ENGINES
+from fedkd.errors import ClientFailure
 from fedkd.experiment import open_data, open_experiment
 from fedkd.fourier.generators.factory import GENERATORS
 from fedkd.losses.factory import LOSSES
@@ -32,6 +34,7 @@ from server.commands.report import report
 from server.commands.shortcut import shortcut
 from server.commands.spectrum import spectrum
 from server.commands.teachers import teachers
+from server.failures import broken
 from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
 from server.progress import TerminalProgress
@@ -151,3 +154,6 @@ def _train(options: argparse.Namespace, centralized: bool) -> None:
     print(f"student sha256 {result.summary['student_sha256']}\nrun directory {result.path}")
     if experiment.scored_by_neighbours and result.path:
         print(f"distil from the teacher: fedkd run CONFIG {use_of(result.path / TEACHER)}")
+    if kept := result.board.kept_rounds:
+        sys.stdout.flush()
+        raise ClientFailure(broken(kept))

@@ -17,6 +17,7 @@ from fedkd.recipe import Recipe
 from server.comparison.plan import Cell, Plan
 from server.comparison.runner import finished_runs
 from server.comparison.training import error_file
+from server.failures import listed
 from server.results import VERSIONS
 
 CELLS = "cells"
@@ -210,8 +211,14 @@ def _left_out(summaries: Sequence[tuple[Cell, Mapping[str, Any]]]) -> list[str]:
         f"NOT ALL CLIENTS: {cell.setting + ', ' if cell.setting else ''}{cell.arm}, seed "
         f"{cell.seed} went on without {', '.join(failed['clients'])} in some rounds, as "
         f"{failed['num_failed']} of their answers failed (failures.policy = 'continue')"
+        + (
+            f"; too few were left in {listed(kept)}, which kept the student as it was"
+            if kept
+            else ""
+        )
         for cell, summary in summaries
         if (failed := summary.get("failures")) and failed["policy"] == "continue"
+        for kept in [failed.get("kept_rounds")]
     ]
 
 

@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import cast
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -105,7 +104,10 @@ class WatchedGrid(Grid):
         while waiting:
             self._check()
             for reply in self._inner.pull_messages(list(waiting)):
-                asked = waiting.pop(reply.metadata.reply_to_message_id)
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is None:
+                    logger.warning("a second reply of a node, or one that was not asked, is left")
+                    continue
                 replies.append(self._readable(reply, asked))
                 self._tell(reply)
             if self._stop_at_failure and any(reply.has_error() for reply in replies):
@@ -128,10 +130,13 @@ class WatchedGrid(Grid):
         return _failed(asked, f"{self._lost}: {reply.error.reason}")
 
     def _tell(self, reply: Message) -> None:
-        metrics = {} if reply.has_error() else reply.content.metric_records[wire.METRICS]
-        if self._progress is not None and wire.NUM_SEEN in metrics:
-            seen = cast(int, metrics[wire.NUM_SEEN])
-            self._progress(cast(int, metrics[wire.PARTITION_ID]), "trained", seen, seen)
+        if self._progress is None or reply.has_error():
+            return
+        metrics = reply.content.metric_records.get(wire.METRICS, MetricRecord())
+        number, seen = metrics.get(wire.PARTITION_ID), metrics.get(wire.NUM_SEEN)
+        # Nobody has looked at it yet: what is wrong with it is said where it is checked.
+        if isinstance(number, int) and isinstance(seen, int):
+            self._progress(number, "trained", seen, seen)
 
 
 def _failed(message: Message, reason: str) -> Message:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from server.comparison.sentences import LEAST_SEEDS
+from server.failures import listed
 from server.many_clients import MAX_CLIENTS, spread_of_clients
 from server.pictures.page import Alarm, Block, DataTable, Drawing, Section
 from server.pictures.report_curves import draw_curves
@@ -34,6 +35,17 @@ def alarms(group: Group) -> list[Alarm]:
         )
     for record in group.records:
         missing = record.rounds.get("num_failed", pd.Series(dtype=int))
+        aggregated = record.rounds.get("num_clients", pd.Series(dtype=int))
+        if (aggregated == 0).any():
+            kept = record.rounds["round"][aggregated == 0].astype(int).tolist()
+            found.append(
+                Alarm(
+                    f"Too few clients: {record.path.name} (seed {record.seed}) kept the student as "
+                    f"it was in {listed(kept)}, {len(kept)} of {len(missing)} rounds, as more than "
+                    "failures.max_fraction of the clients failed or the strategy could not "
+                    "aggregate those that were left."
+                )
+            )
         if missing.any():
             names = ", ".join(record.failures["client"].unique())
             found.append(
