@@ -36,7 +36,7 @@ from fedkd.errors import ClientFailure, UpdateRefused
 from strategies.arrays import HeldArray, HeldRecord
 from strategies.guard import Checked, Limits, is_finite
 from strategies.guard import Metrics as Metrics
-from strategies.privacy import with_privacy
+from strategies.privacy import PrivateStrategy, with_privacy
 from strategies.replies import Replies, answers_of, by_number, num_bytes
 from strategies.roll import call_roll
 
@@ -189,6 +189,19 @@ class SeededStrategy(Strategy):
     def shown(self, metrics: Metrics) -> dict[str, float]:
         """Numbers of one client that Flower's strategy reads besides the weight."""
         return {}
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What it remembers from one round to the next, by name; empty before its first use.
+
+        All else is derived from the round's number. Given to :meth:`load_state` of a fresh strategy
+        of the same setup, the next rounds have the same bits.
+        """
+        return self._inner.state() if isinstance(self._inner, PrivateStrategy) else {}
+
+    def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what :meth:`state` gave."""
+        if isinstance(self._inner, PrivateStrategy):
+            self._inner.load_state(state)
 
     @property
     def partition_ids(self) -> dict[int, int]:

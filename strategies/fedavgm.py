@@ -1,8 +1,11 @@
 """FedAvgM: the server steps by momentum."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flwr.serverapp.strategy as flower
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord
 
 from strategies.base import WEIGHT, Metrics, Setup
@@ -39,3 +42,13 @@ class FedAvgM(FedAvg):
     def prepare(self, received: ArrayRecord, metrics: Sequence[Metrics]) -> None:
         """Where the step starts."""
         self._optimizer.current_arrays = received
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """v, an array for each parameter, by its position in what travels."""
+        vectors = self._optimizer.momentum_vector or []
+        return {str(position): np.asarray(vector) for position, vector in enumerate(vectors)}
+
+    def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from it."""
+        vectors = [state[str(position)] for position in range(len(state))]
+        self._optimizer.momentum_vector = vectors or None

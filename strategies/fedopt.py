@@ -1,12 +1,18 @@
 """What the adaptive optimisers on the server share: Flower's steps from the received student."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy.fedopt import FedOpt as FlowersFedOpt
 
 from strategies.base import Metrics, Setup
 from strategies.fedavg import FedAvg
+
+
+_MOMENTS = ("m_t", "v_t")
 
 
 class FedOpt(FedAvg):
@@ -32,3 +38,21 @@ class FedOpt(FedAvg):
     def prepare(self, received: ArrayRecord, metrics: Sequence[Metrics]) -> None:
         """Where the step starts."""
         self._optimizer.current_arrays = {name: array.numpy() for name, array in received.items()}
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """m and v of every parameter: ``m_t/<name>`` and ``v_t/<name>``."""
+        return {
+            f"{moment}/{name}": np.asarray(values)
+            for moment in _MOMENTS
+            for name, values in (getattr(self._optimizer, moment) or {}).items()
+        }
+
+    def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from it."""
+        for moment in _MOMENTS:
+            named = {
+                name.removeprefix(f"{moment}/"): values
+                for name, values in state.items()
+                if name.startswith(f"{moment}/")
+            }
+            setattr(self._optimizer, moment, named or None)

@@ -28,6 +28,7 @@ SMALLEST_VARIANCE = 1e-5
 choice; below it a variance hardly matters, and below 0 there is no square root."""
 VARIANCE = "running_var"
 GUARD = "guard"
+CLIPPING_NORM = "clipping_norm"
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -101,6 +102,14 @@ class PrivateStrategy(Strategy):
         assert noisy is not None, "Flower refused replies that were checked"
         released = {name: _released(name, noisy[name], v.shape) for name, v in before.items()}
         return ArrayRecord(released), metrics
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """The norm at which updates are clipped, float64 (); ``adaptive`` moves it each round."""
+        return {CLIPPING_NORM: np.array(self.wrapper.clipping_norm, np.float64)}
+
+    def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from it."""
+        self.wrapper.clipping_norm = float(state[CLIPPING_NORM])
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
