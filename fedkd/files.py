@@ -48,6 +48,23 @@ def _flush(path: Path) -> None:
         os.close(number)
 
 
+def append(path: Path, data: bytes, length: int) -> None:
+    """Write at the end of a file, and wait until it is on the disk.
+
+    Args:
+        path: The file; made if it is not there.
+        data: What is added.
+        length: Bytes of the file that are good, and stay; what an interrupted call has left beyond
+            them goes.
+    """
+    with path.open("r+b" if path.exists() else "xb") as file:
+        file.truncate(length)
+        file.seek(length)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def lock(path: Path, busy: str) -> FileLock:
     """Hold the lock in this file; the system frees it if the process that holds it dies.
 

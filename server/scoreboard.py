@@ -14,7 +14,7 @@ from torch import Tensor
 from fedkd import wire
 from fedkd.data.images import Integers
 from fedkd.experiment import Experiment
-from fedkd.metrics import Evaluation, balanced_accuracy, mcc
+from fedkd.metrics import Evaluation
 from fedkd.models.student import Student
 from fedkd.prediction import Probabilities
 from server.evaluation import (
@@ -27,8 +27,7 @@ from server.evaluation import (
     validate,
 )
 from server.failures import Failure
-
-Row = dict[str, Any]
+from server.round_rows import Row, means, own_scores, pooled, traffic
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +35,11 @@ logger = logging.getLogger(__name__)
 class Observer:
     """Somebody who is told how a run goes: a progress bar, a tracker. No method does anything here.
 
-    In this order: ``run_started`` once; in each round ``round_started``, ``client_progress`` and
-    ``client_failed`` any number of times and ``round_finished``; ``run_ended`` once, if
-    ``run_started`` did not raise. All in the thread and process that run the federation. See
-    :mod:`server.tracking.everybody` for what happens if one raises.
+    In this order: ``run_started`` once; ``run_resumed`` if the run goes on; in each round
+    ``round_started``, ``client_progress`` and ``client_failed`` any number of times and
+    ``round_finished``; ``run_ended`` once, if ``run_started`` did not raise. All in the thread and
+    process that run the federation. See :mod:`server.tracking.everybody` for what happens if one
+    raises.
     """
 
     def run_started(self, experiment: Experiment, path: Path | None) -> None:
@@ -62,6 +62,13 @@ class Observer:
 
         The run goes on or ends as ``failures`` of the recipe says; in the round before
         ``round_finished``, or where clients predict, as the student is evaluated.
+        """
+
+    def run_resumed(self, board: "Scoreboard") -> None:
+        """An interrupted run goes on, after ``run_started``; ``board`` is as it was after a round.
+
+        Rounds after that one that were heard of before the interruption come once more, with the
+        same numbers. With no round in the board the run begins anew.
         """
 
     def run_ended(self, board: "Scoreboard | None", summary: Mapping[str, Any]) -> None:
@@ -87,6 +94,7 @@ class Scoreboard:
         best_round: Round whose student scored best on val, the first one of equals; 0 before any.
         best_val: Its scores.
         best_arrays: That student.
+        own: What each client's own student predicted last on its own part of val, by partition id.
         best_own: For each client that has trained by then, what its own student predicted on its
             own part of val, by partition id; empty unless ``evaluation.personalised``, and where
             hospitals keep their val images.
@@ -111,13 +119,17 @@ class Scoreboard:
     def __post_init__(self) -> None:
         """Start the clock."""
         self._predict = self.predict or on_the_server(self.experiment)
-        self._own: dict[int, Probabilities] = {}
+        self.own: dict[int, Probabilities] = {}
         self._started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Seconds since the board was made."""
+        """Seconds since the board was made, and those of a run that it goes on with."""
         return time.perf_counter() - self._started
+
+    def go_on(self, seconds: float) -> None:
+        """Count from so many seconds: those of the run before it was interrupted."""
+        self._started = time.perf_counter() - seconds
 
     def record(
         self,
@@ -143,20 +155,20 @@ class Scoreboard:
         student = self.latest = student_arrays(arrays)
         val = validate(self.experiment, self._predict, student, round_number)
         row: Row = {"round": round_number, "num_clients": len(reports), "num_failed": num_failed}
-        row.update(_pooled([metrics for _, metrics in reports]))
+        row.update(pooled([metrics for _, metrics in reports]))
         if not reports:
             losses = {key: math.nan for key in self._last_row() if key.startswith("train_")}
             row.update({"train_loss": math.nan, **losses})
         row.update({f"val_{name}": value for name, value in val.scalars().items()})
         own = self._record_own([metrics for _, metrics in reports])
-        pooled = sum(own.values(), start=np.zeros((self.experiment.num_classes,) * 2, np.int64))
-        row.update(_own_scores(pooled) if pooled.any() else {})
+        confusion = sum(own.values(), start=np.zeros((self.experiment.num_classes,) * 2, np.int64))
+        row.update(own_scores(confusion) if confusion.any() else {})
         row["seconds"] = seconds
         self.rounds.append(row)
         self.clients += [self._client_row(round_number, *report, own) for report in reports]
         if self._is_better(val):
             self.best_round, self.best_val, self.best_arrays = round_number, val, student
-            self.best_own = dict(self._own)
+            self.best_own = dict(self.own)
 
     @property
     def is_exhausted(self) -> bool:
@@ -208,8 +220,8 @@ class Scoreboard:
                 confusions[int(metrics[wire.PARTITION_ID])] = counts.reshape(shape)
             if wire.PROBABILITIES in metrics:
                 number = int(metrics[wire.PARTITION_ID])
-                self._own[number] = own_probabilities(metrics, self.experiment.num_classes)
-                confusions[number] = own_confusion(self.experiment, number, self._own[number])
+                self.own[number] = own_probabilities(metrics, self.experiment.num_classes)
+                confusions[number] = own_confusion(self.experiment, number, self.own[number])
         return confusions
 
     def _is_better(self, val: Evaluation) -> bool:
@@ -233,15 +245,15 @@ class Scoreboard:
             "client": self.experiment.partition.client_names[number],
             "num_examples": metrics[wire.NUM_EXAMPLES],
             "num_seen": metrics[wire.NUM_SEEN],
-            **_traffic([metrics]),
+            **traffic([metrics]),
             "weight": weight,
-            **_means(metrics, metrics[wire.NUM_SEEN]),
+            **means(metrics, metrics[wire.NUM_SEEN]),
             **{
                 key.removeprefix(wire.MEAN): value
                 for key, value in metrics.items()
                 if key.startswith(wire.MEAN)
             },
-            **(_own_scores(own[number]) if number in own else {}),
+            **(own_scores(own[number]) if number in own else {}),
             "seconds": metrics[wire.SECONDS],
         }
 
@@ -249,49 +261,3 @@ class Scoreboard:
 def student_arrays(arrays: Mapping[str, Tensor]) -> Arrays:
     """The student's tensors among all that travel."""
     return {name: t for name, t in arrays.items() if not name.startswith(wire.PROMPTS)}
-
-
-def _own_scores(confusion: Integers) -> Row:
-    return {
-        "own_val_balanced_accuracy": balanced_accuracy(confusion),
-        "own_val_mcc": mcc(confusion),
-    }
-
-
-def _pooled(reports: list[Mapping[str, Any]]) -> Row:
-    """Loss terms over all images of all clients; a client's own values as means over clients."""
-    num_seen = sum(metrics[wire.NUM_SEEN] for metrics in reports)
-    sums: dict[str, float] = {}
-    for metrics in reports:
-        for key, value in metrics.items():
-            if key.startswith(wire.SUM):
-                sums[key] = sums.get(key, 0.0) + value
-    own: dict[str, list[float]] = {}
-    for metrics in reports:
-        for key, value in metrics.items():
-            if key.startswith(wire.MEAN):
-                own.setdefault(key.removeprefix(wire.MEAN), []).append(value)
-    terms = {f"train_{name}": value for name, value in _means(sums, num_seen).items()}
-    return {
-        "num_seen": num_seen,
-        **_traffic(reports),
-        **terms,
-        **{name: sum(values) / len(values) for name, values in own.items()},
-    }
-
-
-def _traffic(reports: Iterable[Mapping[str, Any]]) -> Row:
-    """Bytes that went down to the clients and up from them; 0 where nothing travels."""
-    rows = list(reports)
-    return {
-        "bytes_down": sum(metrics.get(wire.BYTES_DOWN, 0) for metrics in rows),
-        "bytes_up": sum(metrics.get(wire.BYTES_UP, 0) for metrics in rows),
-    }
-
-
-def _means(sums: Mapping[str, Any], num_seen: int) -> Row:
-    return {
-        key.removeprefix(wire.SUM): value / max(num_seen, 1)
-        for key, value in sums.items()
-        if key.startswith(wire.SUM)
-    }

@@ -11,7 +11,6 @@ from flwr.serverapp.strategy.fedopt import FedOpt as FlowersFedOpt
 from strategies.base import Metrics, Setup
 from strategies.fedavg import FedAvg
 
-
 _MOMENTS = ("m_t", "v_t")
 
 
@@ -40,7 +39,7 @@ class FedOpt(FedAvg):
         self._optimizer.current_arrays = {name: array.numpy() for name, array in received.items()}
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """m and v of every parameter: ``m_t/<name>`` and ``v_t/<name>``."""
+        """The moments of every parameter: ``m_t/<name>`` and ``v_t/<name>``."""
         return {
             f"{moment}/{name}": np.asarray(values)
             for moment in _MOMENTS

@@ -26,7 +26,7 @@ from server.evaluation import predict_images, score_images
 from server.external_images import in_classes_of, overlap
 from server.opened_run import OpenedRun, open_run
 from server.progress import Bar
-from server.results import predictions_table
+from server.run_tables import predictions_table
 from server.tables import print_evaluations
 
 EVALUATIONS = "evaluations"

@@ -39,7 +39,7 @@ from server.made_teacher import TEACHER, use_of
 from server.pictures.partition import plot_partition
 from server.progress import TerminalProgress
 from server.reporting.report import write_report
-from server.results import partition_table
+from server.run_tables import partition_table
 from server.simulation import run as run_experiment
 from server.tables import print_catalog, print_divergence, print_partition, print_results
 from strategies.factory import STRATEGIES
