@@ -1,7 +1,7 @@
 """The roof: engines that run a federation, evaluation, results, and the command line.
 
-``from server import simulate`` is the Python face of ``fedkd run``, ``write_report`` that of
-``fedkd report``.
+``from server import simulate`` is the Python face of ``fedkd run``, ``resume`` that of
+``fedkd resume``, ``write_report`` that of ``fedkd report``.
 """
 
 from importlib import import_module
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from server.reporting.report import write_report
     from server.scoreboard import Observer
-    from server.simulation import Simulation, simulate
+    from server.simulation import Simulation, resume, simulate
 
-__all__ = ["Observer", "Simulation", "simulate", "write_report"]
+__all__ = ["Observer", "Simulation", "resume", "simulate", "write_report"]
 _MODULES = {
     "Observer": "server.scoreboard",
     "Simulation": "server.simulation",
+    "resume": "server.simulation",
     "simulate": "server.simulation",
     "write_report": "server.reporting.report",
 }

@@ -6,16 +6,21 @@ federation of one must end with the same bits.
 
 import time
 
+from clients import state_folder
 from clients.node import Node, State
 from fedkd.errors import ConfigError
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.prediction import Probabilities
+from server.checkpoint import Checkpoints
 from server.evaluation import Arrays
 from server.scoreboard import Observer, Scoreboard
 
 
 def run_centralized(
-    experiment: Experiment, node: Node, observer: Observer | None = None
+    experiment: Experiment,
+    node: Node,
+    observer: Observer | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Scoreboard, Arrays]:
     """Train on all images, ``num_rounds`` times ``local_epochs``; see ``run_federation``.
 
@@ -26,6 +31,7 @@ def run_centralized(
         experiment: Opened with ``num_clients = 1``.
         node: The node that trains.
         observer: Told how it goes.
+        checkpoints: Written as the run goes, and read by one that goes on; None writes none.
 
     Raises:
         ConfigError: The recipe asks for noise, which is added where students are aggregated.
@@ -46,7 +52,12 @@ def run_centralized(
 
     board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
     arrays = node.initial_arrays()
-    for number in range(1, recipe.num_rounds + 1):
+    if checkpoints and (begun := checkpoints.restore(board, observer)):
+        arrays = begun.arrays
+        state = state_folder.load(checkpoints.states, 0, begun.round + 1)
+    for number in range(len(board.rounds) + 1, recipe.num_rounds + 1):
+        if board.is_exhausted:
+            break
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
@@ -57,7 +68,7 @@ def run_centralized(
         board.record(number, arrays, [(1.0, reply.metrics)], time.perf_counter() - started)
         if observer:
             observer.round_finished(board)
-        if board.is_exhausted:
-            break
+        if checkpoints:
+            checkpoints.save(number, arrays, board, pooled=state)
     board.finish()
     return board, arrays

@@ -43,6 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
         command = _add(commands, name, text)
         command.add_argument("config", help="recipe, a TOML file")
         _add_overrides(command, "config values to change, such as training.learning_rate=0.001")
+        if name in ("run", "centralized"):
+            command.add_argument(
+                "--resume",
+                action="store_true",
+                help="go on with the newest unfinished run of this very recipe, if there is one",
+            )
         if name in ("partition", "pretrain"):
             command.add_argument("--output", help="folder for the files (default: see the command)")
         if name == "partition":
@@ -52,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
                 help="write what each hospital, and the server, would have on its own disk, to "
                 "rehearse a federation of real sites: an empty folder, or none yet",
             )
+    resume = _add(commands, "resume", "go on with an interrupted run, to the same bits")
+    resume.add_argument("run", metavar="RUN", help="its run directory")
+    _add_overrides(resume, "where it goes on, such as engine.name=ray or engine.num_workers=4")
     _add_shortcut(commands)
     _add_probe(commands)
     _add_spectrum(commands)

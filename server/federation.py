@@ -10,6 +10,7 @@ from fedkd import wire
 from fedkd.experiment import Experiment, HeldOut
 from fedkd.prediction import Probabilities
 from server.asking import Asker
+from server.checkpoint import Checkpoints
 from server.evaluation import Arrays, assemble
 from server.scoreboard import Observer, Scoreboard
 from strategies.base import ClientReport, Metrics, SeededStrategy, Setup
@@ -22,6 +23,7 @@ def run_federation(
     initial: Arrays,
     observer: Observer | None = None,
     nodes: Mapping[int, int] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Scoreboard, Arrays]:
     """Run all rounds, then test the student that was chosen on val.
 
@@ -34,6 +36,7 @@ def run_federation(
         initial: The initial student, and initial tensors that clients share.
         observer: Told how it goes.
         nodes: Node of each partition; None means that the roll is still to be called.
+        checkpoints: Written as the run goes, and read by one that goes on; None writes none.
 
     Returns:
         The scores and rows, and the final global arrays.
@@ -54,9 +57,14 @@ def run_federation(
 
     board = Scoreboard(experiment, predict if experiment.predicts_locally else None)
     asker = Asker(grid, strategy, experiment, board, observer)
-    arrays = ArrayRecord(initial)
-    tensors = initial
-    for number in range(1, recipe.num_rounds + 1):
+    begun = checkpoints.restore(board, observer) if checkpoints else None
+    tensors = begun.arrays if begun else initial
+    if begun:
+        strategy.load_state(begun.strategy)
+    arrays = ArrayRecord(tensors)
+    for number in range(len(board.rounds) + 1, recipe.num_rounds + 1):
+        if board.is_exhausted:
+            break
         if observer:
             observer.round_started(number)
         started = time.perf_counter()
@@ -73,8 +81,8 @@ def run_federation(
         board.record(number, tensors, reports, time.perf_counter() - started, asker.num_failed)
         if observer:
             observer.round_finished(board)
-        if board.is_exhausted:
-            break
+        if checkpoints:
+            checkpoints.save(number, tensors, board, strategy.state())
     board.finish()
     return board, tensors
 

@@ -53,6 +53,10 @@ class TerminalProgress(Observer):
         """Remove the bar."""
         self._bar.stop()
 
+    def run_resumed(self, board: Scoreboard) -> None:
+        """Move the bar to where the run goes on."""
+        self._bar.update(self._rounds, completed=len(board.rounds))
+
     def round_started(self, round_number: int) -> None:
         """Name the round in the bar."""
         self._round = round_number

@@ -4,12 +4,15 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fedkd import config, files
@@ -24,7 +27,9 @@ from server.failures import describe
 from server.growing_table import GrowingTable
 from server.kept_students import STUDENTS, kept_student
 from server.made_teacher import TEACHER, write_teacher
+from server.opened_run import OpenedRun
 from server.pictures.curves import plot_curves
+from server.run_lock import holder
 from server.run_tables import (
     own_predictions_table,
     partition_table,
@@ -48,11 +53,13 @@ class RunDirectory(Observer):
     or ``interrupted``.
 
     Attributes:
-        path: The directory; it is always a new one.
+        path: The directory; a new one, or that of the run that goes on.
+        notes: What ``summary.json`` says besides: how the run was resumed, what was missed.
     """
 
     def __init__(self, path: Path, experiment: Experiment, mode: Mode) -> None:
         self.path = path
+        self.notes: dict[str, Any] = {}
         self._experiment = experiment
         self._mode = mode
         self._initial = ""
@@ -87,13 +94,23 @@ class RunDirectory(Observer):
                     f"cannot make the run directory {path}: {error}; choose another output=<folder>"
                 ) from None
         directory = cls(path, experiment, mode)
-        directory._write_text("config.toml", config.dump(recipe))
-        directory._write_partition()
         initial = experiment.build_student().state_dict()
         directory._initial = states.sha256(initial)
-        directory._write_summary({"status": "running"})
-        if recipe.keep_students_every:
-            directory._keep_student(0, initial)
+        with directory._writing():
+            directory._write_text("config.toml", config.dump(recipe))
+            directory._write_partition()
+            directory._write_summary({"status": "running", **holder()})
+            if recipe.keep_students_every:
+                directory._keep_student(0, initial)
+        return directory
+
+    @classmethod
+    def reopen(cls, run: OpenedRun, experiment: Experiment) -> "RunDirectory":
+        """That of an interrupted run, which goes on as ``experiment`` in the same directory."""
+        directory = cls(run.path, experiment, run.summary["mode"])
+        directory._initial = run.summary["initial_student_sha256"]
+        kept = ("resumed_after", "checkpoints_missed")
+        directory.notes = {key: run.summary[key] for key in kept if key in run.summary}
         return directory
 
     def __enter__(self) -> "RunDirectory":
@@ -108,16 +125,41 @@ class RunDirectory(Observer):
     ) -> None:
         """Note how the run ended, if not well."""
         if error is not None:
-            self._write_summary({**how_it_ended(error), **self._failed})
+            try:
+                self._write_summary({**how_it_ended(error), **self._failed})
+            except OSError as why:
+                logger.warning("summary.json cannot say how the run ended: %s", why)
+
+    def run_resumed(self, board: Scoreboard) -> None:
+        """Bring the tables to where the run goes on."""
+        self._started = time.perf_counter() - board.seconds
+        with self._writing():
+            self._write_text("config.toml", config.dump(self._experiment.recipe))
+            self._write_summary({"status": "running", **holder()})
+            for table, rows in ((self._rounds, board.rounds), (self._clients, board.clients)):
+                if rows:
+                    table.write(rows)
+            if board.failures:
+                self._note_failures(board)
+            else:
+                (self.path / "failures.csv").unlink(missing_ok=True)
 
     def client_failed(self, board: Scoreboard) -> None:
         """Write the table of failures anew, and what the client said if that is more than a line.
 
         That is a traceback, as a rule.
         """
-        policy, last = self._experiment.recipe.failures.policy, board.failures[-1]
+        with self._writing():
+            self._note_failures(board)
+            self._write_traceback(board)
+
+    def _note_failures(self, board: Scoreboard) -> None:
+        policy = self._experiment.recipe.failures.policy
         self._failed = describe(policy, board.failures, board.kept_rounds)
         self._write_table("failures.csv", pd.DataFrame(one.row() for one in board.failures))
+
+    def _write_traceback(self, board: Scoreboard) -> None:
+        last = board.failures[-1]
         if last.has_more:
             (self.path / FAILURES).mkdir(exist_ok=True)
             place = (last.round, last.partition_id)
@@ -131,14 +173,19 @@ class RunDirectory(Observer):
 
     def round_finished(self, board: Scoreboard) -> None:
         """Write the tables with the new rows, and the student if it is to be kept."""
-        self._rounds.write(board.rounds)
-        self._clients.write(board.clients)
         number, every = board.rounds[-1]["round"], self._experiment.recipe.keep_students_every
-        if every and number % every == 0:
-            self._keep_student(number, board.latest)
+        with self._writing():
+            self._rounds.write(board.rounds)
+            self._clients.write(board.clients)
+            if every and number % every == 0:
+                self._keep_student(number, board.latest)
 
     def finish(self, board: Scoreboard, arrays: Arrays) -> dict[str, Any]:
         """Write predictions, students, picture and summary; returns the summary."""
+        with self._writing():
+            return self._finish(board, arrays)
+
+    def _finish(self, board: Scoreboard, arrays: Arrays) -> dict[str, Any]:
         self._write_table("per_class.csv", per_class_table(board))
         test = board.experiment.splits.test
         assert board.test_probabilities is not None, "the run is not finished"
@@ -156,6 +203,18 @@ class RunDirectory(Observer):
         rounds = pd.DataFrame(board.rounds)
         plot_curves(rounds, self.path / "curves.png", title, board.best_round)
         return self._write_summary(summarise(board, arrays, self._mode))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What cannot be written ends the run with one line."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"cannot write into the run directory {self.path}: {error}; what was written "
+                "before is kept: make room or set permissions there, then go on with "
+                f"`fedkd resume {self.path}`"
+            ) from error
 
     def _write_partition(self) -> None:
         train, recipe = self._experiment.splits.train, self._experiment.recipe
@@ -179,7 +238,7 @@ class RunDirectory(Observer):
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
         begun = {"initial_student_sha256": self._initial}
-        summary = {**identity(self._experiment, self._mode), **begun, **values}
+        summary = {**identity(self._experiment, self._mode), **begun, **values, **self.notes}
         summary.setdefault("seconds", time.perf_counter() - self._started)
         self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

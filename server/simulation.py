@@ -12,7 +12,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from clients.node import Folders
-from clients.state_folder import STATES
 from fedkd import config as configs
 from fedkd.data.images import LabelledImages
 from fedkd.experiment import Experiment, InitialStudent, open_experiment
@@ -20,12 +19,14 @@ from fedkd.models.student import Student
 from fedkd.recipe import Recipe
 from fedkd.teachers.opening import GivenTeacher
 from server.centralized import run_centralized
+from server.checkpoint import Checkpoints
 from server.engines.clients import Clients
 from server.engines.factory import make_engine
 from server.evaluation import Arrays
 from server.federation import run_federation
+from server.interrupted_run import open_interrupted
 from server.kept_students import STUDENTS
-from server.opened_run import PROMPTS
+from server.opened_run import PROMPTS, OpenedRun
 from server.results import Mode, RunDirectory, summarise
 from server.scoreboard import Observer, Scoreboard
 from server.tracking.everybody import Everybody, make_trackers
@@ -92,37 +93,97 @@ def simulate(
     return run(experiment, centralized=centralized, output=output, observers=observers)
 
 
+def resume(
+    path: Path | str,
+    sites: Sequence[LabelledImages] | None = None,
+    val: LabelledImages | None = None,
+    test: LabelledImages | None = None,
+    teacher: GivenTeacher | None = None,
+    initial_student: InitialStudent | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+) -> Simulation:
+    """Go on with an interrupted run, in its directory: with the bits that it would have had.
+
+    Args:
+        path: The run directory.
+        sites: What :func:`simulate` was given, here and in the next four.
+        val: Likewise.
+        test: Likewise.
+        teacher: Likewise.
+        initial_student: Likewise.
+        overrides: ``key=value`` of what changes no number: where clients run, ``checkpoint``,
+            ``tracking``.
+        observers: Told how it goes, beside the trackers that ``tracking`` names.
+
+    Raises:
+        ConfigError: It is no such run, has finished, is still running, or has no whole checkpoint.
+        DataError: Its images or their division are not those of the run any more.
+        FedkdError: What :func:`simulate` raises.
+    """
+    interrupted = open_interrupted(Path(path), overrides)
+    experiment = interrupted.experiment(
+        sites=sites, val=val, test=test, teacher=teacher, initial_student=initial_student
+    )
+    return run(experiment, observers=observers, interrupted=interrupted)
+
+
 def run(
     experiment: Experiment,
     *,
     centralized: bool = False,
     output: Path | str | None = None,
     observers: Sequence[Observer] = (),
+    interrupted: OpenedRun | None = None,
 ) -> Simulation:
-    """Run an experiment that is open already; see :func:`simulate`."""
-    threads = experiment.recipe.engine.num_threads
+    """Run an experiment that is open already; see :func:`simulate`.
+
+    ``interrupted`` is a run that goes on as this experiment, in its own mode and directory.
+    """
+    recipe = experiment.recipe
+    threads = recipe.engine.num_threads
+    if interrupted:
+        centralized = interrupted.summary["mode"] == "centralized"
     mode: Mode = "centralized" if centralized else "federated"
     # Before the run directory is made: a package may be missing.
-    everybody = [*make_trackers(experiment.recipe.tracking), *observers]
+    everybody = [*make_trackers(recipe.tracking), *observers]
     with ExitStack() as stack:
         if threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
-        results = None
-        if output is not None:
-            results = stack.enter_context(RunDirectory.create(experiment, mode, Path(output)))
+        results, checkpoints = None, None
+        if interrupted or output is not None:
+            if interrupted:
+                results = RunDirectory.reopen(interrupted, experiment)
+            else:
+                results = RunDirectory.create(experiment, mode, Path(str(output)))
+            # Before the directory notes how the run ends: it may be another process's.
+            if interrupted or recipe.checkpoint.every:
+                checkpoints = stack.enter_context(
+                    Checkpoints(
+                        results.path,
+                        recipe.checkpoint,
+                        {"config_hash": recipe.hash(), "mode": mode},
+                        results.notes,
+                        resumes=interrupted is not None,
+                    )
+                )
+            stack.enter_context(results)
         observer = stack.enter_context(Everybody(experiment, mode, results, everybody))
         folders = Folders()
         if results:
-            states = results.path / STATES if experiment.recipe.checkpoint.every else None
+            states = checkpoints.states if checkpoints else None
             folders = Folders(results.path / PROMPTS, results.path / STUDENTS, states)
         clients = Clients(experiment, observer.client_progress, folders)
         if centralized:
-            board, arrays = run_centralized(experiment, clients.node, observer)
+            board, arrays = run_centralized(experiment, clients.node, observer, checkpoints)
         else:
-            board, arrays = _run_federated(experiment, clients, observer)
+            board, arrays = _run_federated(experiment, clients, observer, checkpoints)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
         observer.run_ended(board, summary)
+        if checkpoints:
+            checkpoints.remove()
     return Simulation(
         rounds=pd.DataFrame(board.rounds),
         clients=pd.DataFrame(board.clients),
@@ -142,13 +203,17 @@ def _recipe(config: Recipe | Mapping[str, Any] | Path | str) -> Recipe:
 
 
 def _run_federated(
-    experiment: Experiment, clients: Clients, observer: Observer
+    experiment: Experiment,
+    clients: Clients,
+    observer: Observer,
+    checkpoints: Checkpoints | None,
 ) -> tuple[Scoreboard, Arrays]:
     """ServerApp and ClientApp of Flower, joined by the engine that the recipe names."""
     outcome: list[tuple[Scoreboard, Arrays]] = []
 
     def main(grid: Grid, context: Context) -> None:
-        outcome.append(run_federation(grid, experiment, clients.node.initial_arrays(), observer))
+        initial = clients.node.initial_arrays()
+        outcome.append(run_federation(grid, experiment, initial, observer, checkpoints=checkpoints))
 
     make_engine(experiment.recipe.engine.name).run(main, clients)
     return outcome[0]

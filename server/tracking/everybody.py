@@ -77,6 +77,12 @@ class Everybody(Observer):
             observer.run_started(experiment, path)
             self._others.append(observer)
 
+    def run_resumed(self, board: Scoreboard) -> None:
+        """See :class:`Observer`."""
+        if self._results:
+            self._results.run_resumed(board)
+        self._tell("run_resumed", board)
+
     def round_started(self, round_number: int) -> None:
         """See :class:`Observer`."""
         self._tell("round_started", round_number)

@@ -40,8 +40,16 @@ class TensorBoard(Observer):
                 "leaves none (output is None); give an output, or leave it out: tracking=[]"
             )
         self._recipe = experiment.recipe
-        self._writer = self._make_writer(str(path / FOLDER))
-        self._write_text("config", config.dump(experiment.recipe))
+        self._folder = path / FOLDER
+        goes_on = self._folder.exists()
+        self._writer = self._make_writer(str(self._folder))
+        if not goes_on:
+            self._write_text("config", config.dump(experiment.recipe))
+
+    def run_resumed(self, board: Scoreboard) -> None:
+        """Hide rounds that come again."""
+        self._writer.close()
+        self._writer = self._make_writer(str(self._folder), purge_step=len(board.rounds) + 1)
 
     def round_finished(self, board: Scoreboard) -> None:
         """Write the round's numbers."""
