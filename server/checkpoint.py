@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy.typing as npt
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
@@ -227,6 +228,7 @@ class Checkpoints:
             "names": {_ARRAYS: list(arrays), _BEST: list(board.best_arrays)},
             "best": {"round": board.best_round, "val": board_state.plain(board.best_val)},
             "seconds": board.seconds,
+            "where": _where(board),
         }
         write_manifest(manifest_path(self.folder, number), manifest)
         self._rows = rows
@@ -288,13 +290,23 @@ class Checkpoints:
         told = manifest["rows"]
         data = read_checked(self.folder / ROWS, told["sha256"], told["bytes"])
         rows = board_state.Rows.read(data)
-        number, trained = manifest["round"], {row["partition_id"] for row in rows.clients}
-        if lost := state_folder.check(self.states, number, sorted(trained)):
-            raise Unusable(f"what clients {lost} remember is missing or damaged")
+        number = manifest["round"]
+        # An earlier file must not stand in for the one that is missing.
+        last = {row["partition_id"]: row["round"] for row in rows.clients}
+        lost = set(state_folder.check(self.states, number, sorted(last))) | {
+            client
+            for client, trained in last.items()
+            if not (self.states / str(client) / f"round-{trained}.safetensors").is_file()
+        }
+        if lost:
+            raise Unusable(f"what clients {sorted(lost)} remember is missing or damaged")
         arrays, best = (
             {name: groups[group][name] for name in manifest["names"][group]}
             for group in (_ARRAYS, _BEST)
         )
+        if (now := _where(board)) != (then := manifest["where"]):
+            logger.warning("the run was on %s, and goes on on %s: the last bits may differ",
+                           then, now)  # fmt: skip
         own, best_own = (
             {int(client): t.numpy() for client, t in groups.get(group, {}).items()}
             for group in (_OWN, _BEST_OWN)
@@ -308,3 +320,8 @@ class Checkpoints:
         self._rows = rows.written
         strategy = {name: tensor.numpy() for name, tensor in groups.get(_STRATEGY, {}).items()}
         return Checkpoint(number, arrays, strategy)
+
+
+def _where(board: Scoreboard) -> str:
+    """What can change the last bits and is not in the recipe's hash."""
+    return f"{board.experiment.device}, threads of torch: {torch.get_num_threads()}"

@@ -26,7 +26,7 @@ def finished_runs(folder: Path) -> dict[Key, Path]:
 
 
 def run_cells(cells: Sequence[Cell], folder: Path, workers: int, watch: Watch) -> None:
-    """Train all cells that are not finished yet, in the order given.
+    """Train all cells that are not finished yet, in the order given; interrupted ones go on.
 
     What fails leaves its error in ``error-<hash>.txt`` in its folder, and the others go on.
 

@@ -13,6 +13,7 @@ from fedkd import files
 from fedkd.errors import FedkdError
 from fedkd.experiment import open_experiment
 from server.comparison.plan import Cell
+from server.interrupted_run import open_interrupted, unfinished_run
 from server.scoreboard import Observer, Scoreboard
 from server.simulation import run
 
@@ -36,18 +37,23 @@ class Watch(Protocol):
 
 
 def train(cell: Cell, folder: Path, watch: Watch) -> None:
-    """Run one cell in this process; any exception but an interruption becomes its error."""
+    """Run one cell in this process; any exception but an interruption becomes its error.
+
+    A run of it that was interrupted goes on.
+    """
     watch.started(cell)
     error_file(cell, folder).unlink(missing_ok=True)
     try:
         # Opening computes as well (a teacher's moments), and is to give the same bits everywhere.
         with _threads(cell.recipe.engine.num_threads):
-            experiment = open_experiment(cell.recipe)
+            begun = unfinished_run(cell.recipe, cell.mode, folder)
+            interrupted = open_interrupted(begun, recipe=cell.recipe) if begun else None
             result = run(
-                experiment,
+                interrupted.experiment() if interrupted else open_experiment(cell.recipe),
                 centralized=cell.mode == "centralized",
                 output=folder,
                 observers=[_Teller(cell, watch)],
+                interrupted=interrupted,
             )
     except Exception as error:  # whatever it is, the other cells go on
         line, details = _described(error)
