@@ -1,5 +1,6 @@
 """Class probabilities of a student: by its classifier, or by nearest neighbours."""
 
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
@@ -15,14 +16,24 @@ Probabilities = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
-def predict(student: Student, loader: Loader, batch_size: int) -> Probabilities:
+def predict(
+    student: Student,
+    loader: Loader,
+    batch_size: int,
+    on_batch: Callable[[], None] | None = None,
+) -> Probabilities:
     """Class probabilities of all images of a loader, float64 (num_images, num_classes).
 
-    The student is put into eval mode. No image gives an array of no row.
+    The student is put into eval mode. No image gives an array of no row. ``on_batch`` is called
+    after each batch.
     """
     student.eval()
+    parts = []
     with closing(loader.batches(in_order(len(loader), batch_size))) as loaded:
-        parts = [student(pixels).logits.double().softmax(1).cpu() for pixels, _ in loaded]
+        for pixels, _ in loaded:
+            parts.append(student(pixels).logits.double().softmax(1).cpu())
+            if on_batch:
+                on_batch()
     if not parts:
         return np.zeros((0, loader.data.num_classes))
     return torch.cat(parts).numpy()

@@ -16,7 +16,9 @@ from flwr.serverapp import Grid
 from fedkd.errors import ClientFailure, UpdateRefused
 from fedkd.experiment import Experiment
 from server.failures import Doing, Failure, in_one_line, reasons
+from server.round_replies import RoundReplies
 from server.scoreboard import Observer, Scoreboard
+from server.signals import safe_place
 from strategies.base import SeededStrategy
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class Asker:
         experiment: Its recipe has the policy.
         board: Failures are noted there.
         observer: Told of each.
+        replies: What clients replied before the run was interrupted; they are not asked again.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Asker:
         experiment: Experiment,
         board: Scoreboard,
         observer: Observer | None = None,
+        replies: RoundReplies | None = None,
     ) -> None:
         self._grid = grid
         self._strategy = strategy
@@ -48,6 +52,7 @@ class Asker:
         self._board = board
         self._observer = observer
         self.num_failed = 0
+        self._replies = replies
         if self._config.policy == "continue" and experiment.predicts_locally:
             logger.warning(
                 "failures.policy is 'continue', but with strategy.exchange = %r nobody else can "
@@ -65,7 +70,9 @@ class Asker:
             ClientFailure: Clients failed, and the policy does not go on without them.
         """
         sent = list(messages)
-        answers, failed = self._ask(sent, round_number, "train")
+        asked, answers = self._without_known(sent, round_number)
+        new, failed = self._ask(asked, round_number, "train")
+        answers += new
         self.num_failed = len(failed)
         if self._config.policy != "continue":
             self._end(failed)
@@ -132,6 +139,17 @@ class Asker:
         self._end(failed)
         return answers
 
+    def _without_known(
+        self, messages: Sequence[Message], round_number: int
+    ) -> tuple[list[Message], list[Message]]:
+        """The messages that are still to be sent, and the answers to the others."""
+        if self._replies is None:
+            return list(messages), []
+        numbers = self._strategy.partition_ids
+        by_number = {numbers[m.metadata.dst_node_id]: m for m in messages}
+        known = self._replies.begin(round_number, by_number)
+        return [m for n, m in by_number.items() if n not in known], list(known.values())
+
     def _ask(
         self, messages: Sequence[Message], round_number: int, doing: Doing
     ) -> tuple[list[Message], list[Failure]]:
@@ -139,6 +157,7 @@ class Asker:
         config = self._config
         answers: list[Message] = []
         failed: list[Failure] = []
+        safe_place()
         for attempt in range(1, (config.retries if config.policy == "retry" else 0) + 2):
             replies = self._grid.send_and_receive(messages, timeout=config.timeout_s)
             good, bad = self._sort_out(messages, replies)

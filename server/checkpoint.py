@@ -8,7 +8,7 @@ of the round that is under way. When the run has finished, all of it is removed.
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,7 +124,10 @@ class Checkpoints:
             self._lock.release()
 
     def restore(
-        self, board: Scoreboard, observer: Observer | None = None, kept: Collection[int] = ()
+        self,
+        board: Scoreboard,
+        observer: Observer | None = None,
+        replied: Callable[[int, Arrays | None], Collection[int]] | None = None,
     ) -> Checkpoint | None:
         """The latest checkpoint that is whole; the board becomes what it was then.
 
@@ -134,7 +137,8 @@ class Checkpoints:
         Args:
             board: Of this run, without any round yet.
             observer: Told that the run goes on.
-            kept: Clients whose replies of the round right after the checkpoint are stored.
+            replied: Gives, for the first round that comes and the arrays that it begins with (None:
+                the initial ones), the clients whose replies are stored.
 
         Returns:
             None if the run begins: it is new, or was interrupted before any checkpoint.
@@ -149,6 +153,7 @@ class Checkpoints:
         for number, path in manifest_paths(self.folder).items():
             if number not in self._manifests:
                 path.unlink()
+        kept = replied(last + 1, found.arrays if found else None) if replied else ()
         state_folder.forget_after(self.states, last, kept)
         done = "no round had been finished" if not last else f"after round {last}"
         what = "only what follows the last round is left" if self._is_last(board, last) else (
@@ -167,7 +172,7 @@ class Checkpoints:
         board: Scoreboard,
         strategy: Mapping[str, npt.NDArray[Any]] | None = None,
         pooled: State | None = None,
-    ) -> None:
+    ) -> bool:
         """Write a checkpoint if one is due: every so many rounds, and after the last.
 
         If it cannot be written, a warning says so, the one before stays and the run goes on.
@@ -178,11 +183,14 @@ class Checkpoints:
             board: After that round.
             strategy: What the strategy remembers.
             pooled: In centralized training, what its one client remembers.
+
+        Returns:
+            Whether one was written.
         """
         if not self._config.every or (
             round_number % self._config.every and not self._is_last(board, round_number)
         ):
-            return
+            return False
         try:
             if pooled is not None:
                 state_folder.save(self.states, 0, round_number, pooled)
@@ -194,6 +202,8 @@ class Checkpoints:
                 "next round: %s", round_number, error,
             )  # fmt: skip
             self._notes.setdefault("checkpoints_missed", []).append(round_number)
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove them all: the run has finished."""

@@ -355,10 +355,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read the output has gone, as `head` does; Python is not to complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except Terminated:
-        print(f"{PROGRAM}: terminated", file=sys.stderr)
-        return TERMINATED
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        is_sigterm = isinstance(error, Terminated)
+        how = "terminated" if is_sigterm else "interrupted"
+        # The notes say where, and how to go on.
+        print(*(f"{PROGRAM}: {how}", *getattr(error, "__notes__", ())), file=sys.stderr)
+        return TERMINATED if is_sigterm else INTERRUPTED
     return 0

@@ -13,6 +13,7 @@ from fedkd.experiment import Experiment, HeldOut
 from fedkd.metrics import Evaluation, confusion_matrix, evaluate
 from fedkd.models.student import Student
 from fedkd.prediction import Probabilities, predict, predict_by_neighbours
+from server.signals import safe_place
 
 Arrays = dict[str, Tensor]
 Predict = Callable[[HeldOut, Arrays, int], Probabilities]
@@ -56,7 +57,7 @@ def predict_images(experiment: Experiment, student: Student, loader: Loader) -> 
     """
     batch_size = experiment.recipe.evaluation.batch_size
     if not experiment.scored_by_neighbours:
-        return predict(student, loader, batch_size)
+        return predict(student, loader, batch_size, safe_place)
     is_val = loader.data is experiment.splits.val
     bank = None if is_val else experiment.held_out_loader("val")
     return predict_by_neighbours(student, loader, batch_size, bank)

@@ -12,6 +12,7 @@ from fedkd.prediction import Probabilities
 from server.asking import Asker
 from server.checkpoint import Checkpoints
 from server.evaluation import Arrays, assemble
+from server.round_replies import RoundReplies
 from server.scoreboard import Observer, Scoreboard
 from strategies.base import ClientReport, Metrics, SeededStrategy, Setup
 from strategies.factory import make_strategy
@@ -24,6 +25,7 @@ def run_federation(
     observer: Observer | None = None,
     nodes: Mapping[int, int] | None = None,
     checkpoints: Checkpoints | None = None,
+    replies: RoundReplies | None = None,
 ) -> tuple[Scoreboard, Arrays]:
     """Run all rounds, then test the student that was chosen on val.
 
@@ -37,6 +39,7 @@ def run_federation(
         observer: Told how it goes.
         nodes: Node of each partition; None means that the roll is still to be called.
         checkpoints: Written as the run goes, and read by one that goes on; None writes none.
+        replies: Of the round under way, from before the run was interrupted.
 
     Returns:
         The scores and rows, and the final global arrays.
@@ -56,8 +59,13 @@ def run_federation(
         return _ask_clients(asker, grid, strategy, experiment, split, student, round_number)
 
     board = Scoreboard(experiment, predict if experiment.predicts_locally else None)
-    asker = Asker(grid, strategy, experiment, board, observer)
-    begun = checkpoints.restore(board, observer) if checkpoints else None
+    asker = Asker(grid, strategy, experiment, board, observer, replies)
+
+    def replied(round_number: int, sent: Arrays | None) -> frozenset[int]:
+        named = {name: t.numpy() for name, t in (sent or initial).items()}
+        return replies.clients(round_number, named) if replies else frozenset()
+
+    begun = checkpoints.restore(board, observer, replied) if checkpoints else None
     tensors = begun.arrays if begun else initial
     if begun:
         strategy.load_state(begun.strategy)
@@ -81,8 +89,8 @@ def run_federation(
         board.record(number, tensors, reports, time.perf_counter() - started, asker.num_failed)
         if observer:
             observer.round_finished(board)
-        if checkpoints:
-            checkpoints.save(number, tensors, board, strategy.state())
+        if checkpoints and checkpoints.save(number, tensors, board, strategy.state()) and replies:
+            replies.clear()
     board.finish()
     return board, tensors
 

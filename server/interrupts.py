@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Ignore Ctrl-C meanwhile; processes that are started in here ignore it for good.
+    """Ignore Ctrl-C for a moment, in which processes are started that ignore it for good.
 
     The terminal sends it to them too, and they are to be stopped by this one alone.
     """
@@ -27,21 +27,25 @@ def deaf() -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def held_back(what: str = "what is being started is there") -> Iterator[None]:
     """Let Ctrl-C wait until the end of the block, where it does what it would have done.
 
-    For the start of processes that block it by themselves and are not to be left half started.
+    For the start of processes that block it by themselves and are not to be left half started, and
+    for their end. A second Ctrl-C of a command is not held back: it kills.
+
+    Args:
+        what: What it waits for, for the log.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or before in (signal.SIG_IGN, None):
+    if not in_main or not callable(before):
         yield
         return
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        logger.warning("interrupted; it ends as soon as what is being started is there")
+        logger.warning("interrupted; it ends as soon as %s", what)
 
     signal.signal(signal.SIGINT, note)
     try:

@@ -28,7 +28,9 @@ from server.interrupted_run import open_interrupted
 from server.kept_students import STUDENTS
 from server.opened_run import PROMPTS, OpenedRun
 from server.results import Mode, RunDirectory, summarise
+from server.round_replies import RoundReplies
 from server.scoreboard import Observer, Scoreboard
+from server.signals import gently, safe_place
 from server.tracking.everybody import Everybody, make_trackers
 
 
@@ -175,11 +177,24 @@ def run(
         if results:
             states = checkpoints.states if checkpoints else None
             folders = Folders(results.path / PROMPTS, results.path / STUDENTS, states)
-        clients = Clients(experiment, observer.client_progress, folders)
+        replies = None
+        if checkpoints and recipe.checkpoint.every and not centralized:
+            kept = RoundReplies(checkpoints.replies, recipe.checkpoint)
+            replies = stack.enter_context(kept)
+
+        def progress(*step: Any) -> None:
+            observer.client_progress(*step)
+            if replies:
+                replies.tick()
+            safe_place()
+
+        clients = Clients(experiment, progress, folders, replies.replied if replies else None)
         if centralized:
-            board, arrays = run_centralized(experiment, clients.node, observer, checkpoints)
+            node = clients.node
+            with gently():
+                board, arrays = run_centralized(experiment, node, observer, checkpoints)
         else:
-            board, arrays = _run_federated(experiment, clients, observer, checkpoints)
+            board, arrays = _run_federated(experiment, clients, observer, checkpoints, replies)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
         observer.run_ended(board, summary)
         if checkpoints:
@@ -207,13 +222,24 @@ def _run_federated(
     clients: Clients,
     observer: Observer,
     checkpoints: Checkpoints | None,
+    replies: RoundReplies | None,
 ) -> tuple[Scoreboard, Arrays]:
     """ServerApp and ClientApp of Flower, joined by the engine that the recipe names."""
     outcome: list[tuple[Scoreboard, Arrays]] = []
 
     def main(grid: Grid, context: Context) -> None:
         initial = clients.node.initial_arrays()
-        outcome.append(run_federation(grid, experiment, initial, observer, checkpoints=checkpoints))
+        with gently():
+            outcome.append(
+                run_federation(
+                    grid,
+                    experiment,
+                    initial,
+                    observer,
+                    checkpoints=checkpoints,
+                    replies=replies,
+                )
+            )
 
     make_engine(experiment.recipe.engine.name).run(main, clients)
     return outcome[0]

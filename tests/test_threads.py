@@ -16,6 +16,7 @@ from fedkd.teachers.moments import record
 from server.engines.inprocess import InProcessGrid
 from server.engines.threads import Threads
 from server.scoreboard import Observer
+from server.signals import gently, interruptible
 
 AKD = {"gamma": 0.3, "warm_up_steps": 1, "steps_per_round": 2}
 
@@ -76,7 +77,12 @@ class FakeNode:
 def fake_clients(progress=None, num_threads=1):
     engine = SimpleNamespace(num_threads=num_threads)
     experiment = SimpleNamespace(recipe=SimpleNamespace(engine=engine))
-    return SimpleNamespace(progress=progress, node=FakeNode(), experiment=experiment)
+    return SimpleNamespace(
+        progress=progress,
+        node=FakeNode(),
+        experiment=experiment,
+        reply_came=lambda reply: None,
+    )
 
 
 def app_of(do):
@@ -167,20 +173,51 @@ def test_the_first_failure_stops_the_others_at_their_next_step():
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_ctrl_c_ends_all_threads_soon(tells):
-    began, stepping = threading.Event(), []
-    told = [] if tells else None
+def test_ctrl_c_ends_all_threads_at_their_next_step(tells):
+    together, stopped, told = threading.Barrier(2, timeout=20), [], []
+
+    def work(number):
+        together.wait()
+        if number:
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            steps(threads, threading.Event(), [])
+        except KeyboardInterrupt:  # where a client notes how far it is
+            stopped.append(number)
+            raise
+
     progress = (lambda *step: told.append(step)) if tells else None
-    threading.Timer(0.3, lambda: began.wait(20) and os.kill(os.getpid(), signal.SIGINT)).start()
     started, before = time.monotonic(), threading.active_count()
     with (
         pytest.raises(KeyboardInterrupt),
+        interruptible(),
+        gently(),
         Threads(fake_clients(progress), 2) as threads,
     ):
-        ask(InProcessGrid(app_of(lambda _: steps(threads, began, stepping)), 4, threads.answer))
+        ask(InProcessGrid(app_of(work), 4, threads.answer))
     assert time.monotonic() - started < 15
     assert threading.active_count() <= before
+    assert sorted(stopped) == [0, 1]
     assert bool(told) == tells
+
+
+def test_what_is_finished_while_the_round_breaks_off_is_not_lost():
+    breaks, came = threading.Event(), []
+
+    def work(number):
+        if number:
+            steps(threads, threading.Event(), [])
+        breaks.wait(20)
+
+    def progress(*step):
+        breaks.set()
+        raise KeyboardInterrupt
+
+    clients = fake_clients(progress)
+    clients.reply_came = came.append
+    with pytest.raises(KeyboardInterrupt), Threads(clients, 2) as threads:
+        ask(InProcessGrid(app_of(work), 2, threads.answer))
+    assert values(came) == [0]
 
 
 @pytest.mark.parametrize(("given", "expected"), [(1, 1), (3, 3), (None, 2)])

@@ -117,9 +117,13 @@ def pretrain(config: PretrainConfig, out_dir: Path, progress: Progress | None = 
                 "step %d: kNN balanced accuracy %.3f on val", step, found["knn_balanced_accuracy"]
             )
             position.history.append({"step": step, **found})
-        if progress:
-            progress(step, config.steps, values)
         position.step, position.seconds = step, before + time.monotonic() - began
+        try:
+            if progress:
+                progress(step, config.steps, values)
+        except KeyboardInterrupt:
+            checkpoint.save(learner, optimizer, position)
+            raise
         if step == config.steps or now - saved >= 60 * config.checkpoint_minutes:
             checkpoint.save(learner, optimizer, position)
             saved = time.monotonic()

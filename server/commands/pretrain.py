@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from fedkd.pretraining.pretrain import checkpoint_path
 from fedkd.pretraining.pretrain import pretrain as pretrain_teacher
 from server import terminal
 from server.progress import QUIET_S
+from server.signals import gently, safe_place
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +26,26 @@ def pretrain(options: argparse.Namespace) -> None:
     folder = terminal.make_folder(Path(options.output or "teachers"))
     console = terminal.stderr()
     spoke = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bar:
+    stretch = ExitStack()
+    with (
+        stretch,
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        ) as bar,
+    ):
+        training = False
         task = bar.add_task("pre-training", total=settings.steps)
 
         def show(step: int, total: int, values: dict[str, float]) -> None:
-            nonlocal spoke
+            nonlocal spoke, training
+            if not training:  # reading the images before the first step can be stopped anywhere
+                stretch.enter_context(gently())
+                training = True
             rate = values["images_per_s"]
             text = f"loss {values['loss']:.3f}  {rate:.0f} images/s"
             bar.update(task, completed=step, description=f"pre-training  {text}")
@@ -43,6 +53,9 @@ def pretrain(options: argparse.Namespace) -> None:
                 spoke = time.monotonic()
                 left = (total - step) * settings.batch_size / rate
                 logger.info("step %d/%d  %s  %.0f min left", step, total, text, left / 60)
+            safe_place()
+            if step == total:
+                stretch.close()
 
         try:
             path = pretrain_teacher(settings, folder, show)

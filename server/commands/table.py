@@ -45,6 +45,7 @@ from server.reporting.report import write_report
 from server.run_tables import partition_table
 from server.simulation import run as run_experiment
 from server.tables import print_catalog, print_divergence, print_partition, print_results
+from server.whereabouts import Whereabouts
 from strategies.factory import STRATEGIES
 
 logger = logging.getLogger(__name__)
@@ -174,8 +175,8 @@ def _run(experiment: Experiment, **how: Any) -> None:
     print_partition(
         terminal.stdout(), partition_table(experiment.splits.train, experiment.partition)
     )
-    with TerminalProgress(terminal.stderr(), experiment) as progress:
-        result = run_experiment(experiment, observers=[progress], **how)
+    with TerminalProgress(terminal.stderr(), experiment) as progress, Whereabouts() as where:
+        result = run_experiment(experiment, observers=[progress, where], **how)
     print_results(terminal.stdout(), result.board)
     if "privacy" in result.summary:
         print(accounting.sentence(result.summary["privacy"]))

@@ -1,22 +1,25 @@
 """Processes that train the cells of a comparison."""
 
 import logging
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from server.comparison.plan import Cell
 from server.comparison.training import Watch, note_failure, train
-from server.interrupts import deaf
+from server.interrupts import deaf, held_back
+from server.signals import PATIENCE_S, interruptible
 
 _TICK_S = 0.5
-_END_S = 10.0
+_END_S = PATIENCE_S + 10.0
+"""For a worker to finish its step, and to write what it has."""
 
 
 class _Worker:
@@ -80,7 +83,8 @@ def in_processes(cells: Sequence[Cell], folder: Path, workers: int, watch: Watch
             watch.tick()
         interrupted = False
     finally:
-        with deaf():  # a second Ctrl-C leaves no process behind either
+        # A second Ctrl-C ends this process at once, and workers end with it.
+        with held_back("all workers have ended"):
             for worker in pool:
                 worker.end(at_once=interrupted)
             for worker in pool:
@@ -143,21 +147,22 @@ class _ToParent(logging.Handler):
         self.send("ended", error, score)
 
     def tick(self) -> None:
-        # A parent that was killed cannot end its workers; they look for themselves.
-        parent = parent_process()
-        if parent is not None and not parent.is_alive():
-            raise KeyboardInterrupt
+        pass
 
 
 def serve(connection: Connection, folder: str) -> None:
     """What a worker process does: train what comes through the pipe, until it is closed."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     parent = _ToParent(connection)
     logging.basicConfig(level=logging.INFO, handlers=[parent], force=True)
-    with suppress(KeyboardInterrupt, EOFError, OSError):
+    with suppress(KeyboardInterrupt, EOFError, OSError), interruptible(announces=False):
         while True:
             train(connection.recv(), Path(folder), parent)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _follow_parent() -> None:
+    """End with a parent that was killed: in order, but at once if it had begun to end workers."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)

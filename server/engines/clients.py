@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from flwr.app import Context
+from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid
 
 from clients.node import Folders, Node, Progress
@@ -23,16 +23,24 @@ class Clients:
         experiment: What is run.
         progress: Told after every step of every client, always in the thread of the caller.
         folders: Where they write.
+        replied: Told of each good reply to a training message as it comes, in the caller's thread.
     """
 
     experiment: Experiment
     progress: Progress | None = None
     folders: Folders = Folders()
+    replied: Callable[[Message], None] | None = None
 
     @cached_property
     def node(self) -> Node:
         """The node of this process, which makes the initial arrays."""
         return Node(self.experiment, self.progress, self.folders)
+
+    def reply_came(self, reply: Message) -> None:
+        """For an engine to call with every reply as it comes, in the caller's thread."""
+        is_good = reply.metadata.message_type == MessageType.TRAIN and not reply.has_error()
+        if self.replied is not None and is_good:
+            self.replied(reply)
 
 
 class Engine(Protocol):

@@ -165,7 +165,12 @@ class _Runtime:
                 grid = self._lent.get(timeout=_POLL_S)
                 stop = self._clients.experiment.recipe.failures.policy == "stop"
                 return WatchedGrid(
-                    grid, self.check, _LOST, self._clients.progress, stop_at_failure=stop
+                    grid,
+                    self.check,
+                    _LOST,
+                    self._clients.progress,
+                    stop_at_failure=stop,
+                    reply_came=self._clients.reply_came,
                 )
             self.check()
 

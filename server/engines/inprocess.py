@@ -19,6 +19,7 @@ from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.grid import KnownNodes
 from server.engines.threads import Threads
+from server.signals import safe_place
 from strategies.arrays import hold
 
 Answer = Callable[[ClientApp, Sequence[tuple[Message, Context]]], Generator[Message, None, None]]
@@ -39,11 +40,14 @@ def run(main: Main, clients: Clients) -> None:
         memory = stack.enter_context(ProcessMemory(engine.max_state_mb * 10**6))
         if engine.num_workers in (None, 1):
             app = make_app(lambda _: clients.node, memory, hold)
-            grid = InProcessGrid(app, num_clients, stop_at_failure=stop)
+            answer: Answer = one_after_another
         else:
             threads = stack.enter_context(Threads(clients, engine.num_workers))
             app = make_app(lambda _: threads.node, memory, hold)
-            grid = InProcessGrid(app, num_clients, threads.answer, stop_at_failure=stop)
+            answer = threads.answer
+        grid = InProcessGrid(
+            app, num_clients, answer, stop_at_failure=stop, reply_came=clients.reply_came
+        )
         make_server_app(main)(grid, flower.server_context())
 
 
@@ -72,6 +76,7 @@ class InProcessGrid(KnownNodes):
         num_clients: Nodes; node ``i`` has partition ``i``.
         answer: How the app answers messages that are sent together.
         stop_at_failure: Ask no further client of a round once one has raised.
+        reply_came: Told of each reply as it comes.
     """
 
     def __init__(
@@ -81,11 +86,13 @@ class InProcessGrid(KnownNodes):
         answer: Answer = one_after_another,
         *,
         stop_at_failure: bool = True,
+        reply_came: Callable[[Message], None] | None = None,
     ) -> None:
         super().__init__(num_clients)
         self._app = client_app
         self._answer = answer
         self._stop_at_failure = stop_at_failure
+        self._reply_came = reply_came
         self._replies: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -100,6 +107,9 @@ class InProcessGrid(KnownNodes):
         with closing(self._answer(self._app, list(zip(sent, nodes, strict=True)))) as replies:
             for reply in replies:
                 self._replies[reply.metadata.reply_to_message_id] = reply
+                if self._reply_came is not None:
+                    self._reply_came(reply)
+                safe_place()
                 if reply.has_error() and self._stop_at_failure:
                     # A failed client ends the run: do not train the others for nothing.
                     break

@@ -24,7 +24,7 @@ from server.engines.clients import Clients, Main
 from server.engines.ray_crew import Crew
 from server.engines.ray_grid import RayGrid
 from server.engines.worker_plan import plan_for
-from server.interrupts import deaf, held_back
+from server.interrupts import held_back
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _QUIET_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
+_ENDED = "Ray's processes are gone"
 _CARRIED = ("FEDKD_CACHE", "FEDKD_DATA", "FEDKD_TEACHERS")
 
 
@@ -79,6 +80,7 @@ def run(main: Main, clients: Clients) -> None:
                 # Roll calls need no node.
                 make_app(lambda _: clients.node, ProcessMemory()),
                 clients.progress,
+                clients.reply_came,
                 stop_at_failure=experiment.recipe.failures.policy == "stop",
             )
             make_server_app(main)(grid, flower.server_context())
@@ -88,7 +90,7 @@ def run(main: Main, clients: Clients) -> None:
                 grid.num_moved,
             )
         finally:
-            with deaf():
+            with held_back(_ENDED):
                 crew.end()
                 if ours:
                     ray.shutdown()
@@ -114,7 +116,7 @@ def _connected(address: str | None) -> Iterator[bool]:
             _join(address)
         yield address is None
     finally:
-        with deaf():
+        with held_back(_ENDED):
             ray.shutdown()
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from server.engines import messages as flower
 from server.engines.grid import KnownNodes
 from server.engines.ray_crew import Crew, Member, cause_of
 from server.engines.ray_worker import Answer, News, Order, from_plain, to_plain
+from server.signals import safe_place
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class RayGrid(KnownNodes):
         num_images: Training images of each client.
         client_app: Answers roll calls, in this process.
         progress: Told what clients do, twice a second, in the thread that waits for replies.
+        reply_came: Told of each reply as it comes.
         stop_at_failure: When a client fails, the others of the round are given up.
     """
 
@@ -50,11 +52,13 @@ class RayGrid(KnownNodes):
         num_images: Sequence[int],
         client_app: ClientApp,
         progress: Progress | None = None,
+        reply_came: Callable[[Message], None] | None = None,
         stop_at_failure: bool = True,
     ) -> None:
         super().__init__(len(num_images))
         self._crew, self._num_images, self._app = crew, num_images, client_app
         self._progress, self._stops = progress, stop_at_failure
+        self._reply_came = reply_came
         self._numbers = {node: number for number, node in enumerate(self._contexts)}
         self._replies: dict[str, Message] = {}
         self._waiting: list[_Task] = []
@@ -105,6 +109,7 @@ class RayGrid(KnownNodes):
             self._crew.wait()  # for a worker that takes another's place: not the client's time
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._waiting or self._running:
+            safe_place()
             left = _TICK_S if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 assert timeout is not None
@@ -200,6 +205,8 @@ class RayGrid(KnownNodes):
 
     def _reply(self, task: _Task, reply: Message) -> None:
         self._replies[task.message.metadata.message_id] = reply
+        if self._reply_came is not None:
+            self._reply_came(reply)
 
     def _bury(self, member: Member) -> None:
         """Another worker instead of one that died or is given up; its clients have no home."""

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from clients.node import Node
 from server.engines import messages as flower
 from server.engines.clients import Clients
+from server.signals import safe_place
 
 _Step = tuple[int, str, int, int]
 _Event = _Step | Future[Message]
@@ -33,6 +34,7 @@ class Threads:
 
     def __init__(self, clients: Clients, num_threads: int) -> None:
         self._progress = clients.progress
+        self._reply_came = clients.reply_came
         self._own = threading.local()
         self._events: SimpleQueue[_Event] = SimpleQueue()
         self._stopped = threading.Event()
@@ -84,20 +86,26 @@ class Threads:
         futures = [self._pool.submit(flower.answer, app, *one) for one in sent]
         for future in futures:
             future.add_done_callback(events.put)
-        num_waiting = len(futures)
+        num_waiting, given = len(futures), set[Future[Message]]()
         try:
             while num_waiting:
                 event = events.get()
                 if isinstance(event, Future):
                     num_waiting -= 1
+                    given.add(event)
                     yield event.result()
-                elif self._progress is not None:
+                    continue
+                if self._progress is not None:
                     self._progress(*event)
+                safe_place()
         finally:
             self._stopped.set()
             for future in futures:
                 future.cancel()
-            wait(futures)
+            for future in set(wait(futures).done) - given:
+                # Nobody waits for it any more, but what is finished need not be done again.
+                if not future.cancelled() and future.exception() is None:
+                    self._reply_came(future.result())
 
     def _begin(self, take: Callable[[], Node], num_threads: int) -> None:
         self._own.node = take()
@@ -109,5 +117,5 @@ class Threads:
         self._events.put(step)
 
 
-class _Stopped(Exception):
-    """Ends the training of a client whose reply nobody waits for."""
+class _Stopped(KeyboardInterrupt):
+    """Ends the training of a client whose reply nobody waits for, as Ctrl-C between two steps."""

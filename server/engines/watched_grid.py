@@ -12,6 +12,7 @@ from flwr.supercore.run import Run
 from clients.node import Progress
 from fedkd import wire
 from server.engines.messages import CLIENT_APP_RAISED
+from server.signals import safe_place
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class WatchedGrid(Grid):
         progress: Told how many images a client has trained with when its reply is in.
         poll_s: Seconds between two looks for replies.
         stop_at_failure: Whether to wait no longer for the others once a client has failed.
+        reply_came: Told of each reply as it comes.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class WatchedGrid(Grid):
         progress: Progress | None = None,
         poll_s: float = _POLL_S,
         stop_at_failure: bool = False,
+        reply_came: Callable[[Message], None] | None = None,
     ) -> None:
         self._inner = inner
         self._check = check
@@ -46,6 +49,7 @@ class WatchedGrid(Grid):
         self._progress = progress
         self._poll_s = poll_s
         self._stop_at_failure = stop_at_failure
+        self._reply_came = reply_came
 
     def set_run(self, run: Run) -> None:
         """As the inner Grid does."""
@@ -102,6 +106,7 @@ class WatchedGrid(Grid):
         # A SuperLink gives no id to a message for a node that is no longer registered.
         replies = [_failed(message, self._lost) for name, message in named if not name]
         while waiting:
+            safe_place()
             self._check()
             for reply in self._inner.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -109,7 +114,9 @@ class WatchedGrid(Grid):
                     logger.warning("a second reply of a node, or one that was not asked, is left")
                     continue
                 replies.append(self._readable(reply, asked))
-                self._tell(reply)
+                self._tell(replies[-1])
+                if self._reply_came is not None:
+                    self._reply_came(replies[-1])
             if self._stop_at_failure and any(reply.has_error() for reply in replies):
                 return replies
             now = time.monotonic()
