@@ -10,6 +10,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 from fedkd.errors import ClientFailure
 from server.engines import flower, messages
 from server.engines.watched_grid import WatchedGrid
+from server.round_replies import RoundReplies
 from server.scoreboard import Observer
 from tests.processes import descendants, still_there
 
@@ -25,15 +26,20 @@ class Listener(Observer):
 
 
 @pytest.mark.ray
-def test_flower_gives_the_same_student_as_inprocess_with_images_and_teacher_of_the_caller(run):
+def test_flower_gives_the_same_student_as_inprocess_with_images_and_teacher_of_the_caller(
+    run, tmp_path, monkeypatch
+):
+    kept = []
+    monkeypatch.setattr(RoundReplies, "replied", lambda self, reply: kept.append(reply))
     changes = {"num_rounds": 3, "objective": {"name": "fopro"}}
     here = run(**changes, engine={"num_threads": 1})
     listener = Listener()
-    there = run(**changes, engine=ON_FLOWER, observers=[listener])
+    there = run(**changes, engine=ON_FLOWER, observers=[listener], output=tmp_path)
     assert there.summary["student_sha256"] == here.summary["student_sha256"]
     assert there.summary["test"] == here.summary["test"]
     trained = {(0, "trained", 11, 11), (1, "trained", 9, 9), (2, "trained", 6, 6)}
     assert len(listener.heard) == 9
+    assert sorted(reply.metadata.group_id for reply in kept) == [*"111222333"]
     assert set(listener.heard) == trained
 
 

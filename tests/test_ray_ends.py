@@ -24,6 +24,7 @@ SCRIPT = """
 import sys
 from server import simulate
 from server.scoreboard import Observer
+from server.signals import interruptible
 from tests.conftest import SITES, TINY, TinyTeacher, draw_images
 
 class Watch(Observer):
@@ -35,8 +36,9 @@ def main():
     held_out = draw_images("val", [0, 1, 2, 3] * 3, [0, 1, 2] * 4, SITES)
     training = {"batch_size": 4, "local_epochs": 100000}
     recipe = {**TINY, "training": training, "engine": {"name": "ray", "num_workers": 1}}
-    simulate(recipe, sites=sites, val=held_out, test=held_out, teacher=TinyTeacher(),
-             observers=[Watch()])
+    with interruptible():
+        simulate(recipe, sites=sites, val=held_out, test=held_out, teacher=TinyTeacher(),
+                 observers=[Watch()])
 
 main()
 """
@@ -92,7 +94,11 @@ def test_no_process_is_left_after_an_interrupt_a_termination_or_a_kill(tmp_path)
             driver.process.wait(60)
             left = {pid: driver.children[pid] for pid in still_there(driver.children, 30)}
             assert left == {}, number.name
-        assert "KeyboardInterrupt" in drivers[0].stderr.read_text()
+        said = [driver.stderr.read_text() for driver in drivers]
+        for text, error in zip(said, ("\nKeyboardInterrupt", "Terminated: SIGTERM"), strict=False):
+            assert text.count("finishing the current step; a second Ctrl-C stops at once") == 1
+            assert error in text
+            assert "stopping within it" not in text
     finally:
         for driver in drivers:
             for pid in (*descendants(driver.process.pid), driver.process.pid):

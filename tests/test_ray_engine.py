@@ -87,6 +87,21 @@ def test_any_number_of_workers_gives_the_bits_of_inprocess(
     assert still_there(workers_of(os.getpid()), 10) == []
 
 
+def test_ctrl_c_lets_clients_on_workers_finish_their_step(cluster, run, monkeypatch):
+    replies = []
+    monkeypatch.setattr(RayGrid, "_reply", lambda self, task, reply: replies.append(reply))
+
+    def interrupt(number, what, done, total):
+        if what == "training":
+            raise KeyboardInterrupt
+
+    training = {"local_epochs": 100000}
+    with pytest.raises(KeyboardInterrupt):
+        run(training=training, engine=on("ray", num_workers=1), observers=[Watch(interrupt)])
+    assert [reply.error.reason for reply in replies] == ["it was stopped between two steps"]
+    assert still_there(workers_of(os.getpid()), 10) == []
+
+
 ray_resources = ray.cluster_resources
 
 

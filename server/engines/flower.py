@@ -39,12 +39,14 @@ from server.engines import messages as flower
 from server.engines.clients import Clients, Main
 from server.engines.watched_grid import WatchedGrid
 from server.engines.worker_plan import plan_for
-from server.signals import keep_sigterm
+from server.signals import PATIENCE_S, keep_sigterm
 
 logger = logging.getLogger(__name__)
 
 _LOST = "its worker process died, of lack of memory mostly; Flower's runtime starts another one"
 _POLL_S = 0.1
+_BUSY = threading.Lock()
+"""Held while a client of this process answers."""
 
 
 def run(main: Main, clients: Clients) -> None:
@@ -76,7 +78,8 @@ class _ShippedApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply of a client; an error reply with the full reason if it raises."""
-        return flower.answer(_app(self._file), message, context)
+        with _BUSY:
+            return flower.answer(_app(self._file), message, context)
 
 
 def _ship(clients: Clients, num_threads: int, folder: Path) -> Path:
@@ -95,24 +98,33 @@ def _ship(clients: Clients, num_threads: int, folder: Path) -> Path:
 @cache
 def _app(file: str) -> ClientApp:
     """The ClientApp of this worker, with one node for all clients that it will ever train."""
-    threading.Thread(target=_leave_without, args=(Path(file),), daemon=True).start()
+    path = Path(file)
+    threading.Thread(target=_leave_without, args=(path,), daemon=True).start()
     # Ray lends the received arrays read-only, which torch says to everybody; nodes copy them.
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
+    def stop_without(*step: object) -> None:
+        if not path.exists():
+            raise KeyboardInterrupt
+
     @cache
     def node() -> Node:
-        what, threads, folders = cloudpickle.loads(Path(file).read_bytes())
+        what, threads, folders = cloudpickle.loads(path.read_bytes())
         torch.set_num_threads(threads)
         experiment = what if isinstance(what, Experiment) else open_experiment(what)
-        return Node(experiment, None, folders)
+        return Node(experiment, stop_without, folders)
 
     return make_app(lambda _: node(), ContextMemory())
 
 
 def _leave_without(file: Path) -> None:
-    """End this worker when the run has ended: Flower waits for a client that trains, we do not."""
+    """End this worker when the run has ended: Flower waits for a client that trains, we do not.
+
+    But for its step, after which it notes how far it is.
+    """
     while file.exists():
         time.sleep(_POLL_S)
+    _BUSY.acquire(timeout=PATIENCE_S)
     os._exit(0)
 
 

@@ -83,7 +83,11 @@ def run(main: Main, clients: Clients) -> None:
                 clients.reply_came,
                 stop_at_failure=experiment.recipe.failures.policy == "stop",
             )
-            make_server_app(main)(grid, flower.server_context())
+            try:
+                make_server_app(main)(grid, flower.server_context())
+            except KeyboardInterrupt:
+                grid.stop()
+                raise
             logger.info(
                 "of %d trainings and evaluations %d were on another worker than the client's last",
                 grid.num_sent,

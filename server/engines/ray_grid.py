@@ -16,7 +16,7 @@ from server.engines import messages as flower
 from server.engines.grid import KnownNodes
 from server.engines.ray_crew import Crew, Member, cause_of
 from server.engines.ray_worker import Answer, News, Order, from_plain, to_plain
-from server.signals import safe_place
+from server.signals import PATIENCE_S, safe_place
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,23 @@ class RayGrid(KnownNodes):
             else:
                 self._advance(min(left, _TICK_S))
         return self.pull_messages(names)
+
+    def stop(self) -> None:
+        """End the round where it is: clients note how far they are at their next step.
+
+        Replies that come meanwhile are told of, progress is not. Workers take nothing more after
+        this.
+        """
+        self._waiting.clear()
+        self._stops, self._progress = False, None
+        busy = {m.waits_for: m for m in self._running if m.waits_for is not None}
+        if not busy:
+            return
+        for member in busy.values():
+            member.actor.stop.remote()
+        ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=PATIENCE_S)
+        for reference in ready:
+            self._finish(busy[reference])
 
     def _advance(self, seconds: float) -> None:
         """Wait until something happens, at most so long, and deal with it."""

@@ -147,7 +147,11 @@ class Worker:
             dst_node_id=context.node_id,
             group_id=order.group_id,
         )
-        reply = flower.answer(self._app, message, context)
+        try:
+            reply = flower.answer(self._app, message, context)
+        except KeyboardInterrupt:  # see `stop`
+            told = (flower.CLIENT_APP_RAISED, "it was stopped between two steps")
+            return Answer(None, told, False, self._ears.news()), []
         saved = self._memory.end()
         if reply.has_error():
             error = (reply.error.code, reply.error.reason or "")
@@ -160,6 +164,11 @@ class Worker:
     def news(self) -> News:
         """What happened since the last answer or news."""
         return self._ears.news()
+
+    @ray.method(concurrency_group="news")
+    def stop(self) -> None:
+        """Raise KeyboardInterrupt in the client that trains, at its next step."""
+        self._ears.is_stopped = True
 
     def _compute_alone(self) -> None:
         # Threads are counted by the thread that asks, and Ray does not promise always the same.
@@ -191,6 +200,7 @@ class _Ears(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._news, self._guard = News(), threading.Lock()
+        self.is_stopped = False
 
     def listen(self) -> None:
         # Read-only arrays and buffers are what shared memory gives; nobody writes to them.
@@ -203,6 +213,8 @@ class _Ears(logging.Handler):
             logging.getLogger(name).setLevel(logging.INFO)
 
     def hear(self, partition_id: int, what: str, done: int, total: int) -> None:
+        if self.is_stopped:
+            raise KeyboardInterrupt
         with self._guard:
             self._news.progress[partition_id] = (what, done, total)
 
