@@ -333,5 +333,7 @@ def test_no_strategy_lets_a_spoilt_reply_make_it_raise_or_learn_what_is_not_fini
             refused += 1
             continue
         assert all(np.isfinite(one.numpy()).all() for one in arrays.values())
-        assert math.isfinite(sum(report.weight for report in made.strategy.reports))
+        for report in made.strategy.reports:
+            told = np.concatenate([np.ravel(value) for value in report.metrics.values()])
+            assert np.isfinite([report.weight, *told]).all()
     assert 20 < refused < 60, "the draws are to spoil most replies, and not all"
