@@ -114,6 +114,7 @@ class Node:
         if experiment.recipe.engine.compile:
             compile_student(self._student, experiment.loader(0).pixels(np.arange(1)))
         self._local_names = local_names(self._student, experiment.recipe.strategy.exchange)
+        self._buffers = frozenset(name for name, _ in self._student.named_buffers())
         self._initial_local = self._local_tensors()
         self._initial = True
         # Computed now, not in the middle of the first round.
@@ -186,6 +187,8 @@ class Node:
             load_optimizer_state(optimizer, state.get(OPTIMIZER, {}))
         orders = self._orders(loader.labels, round_number, partition_id)
         steps = self._steps(orders, round_number, partition_id)
+        orders, straggling = self._as_far_as(orders, round_number, partition_id)
+        metrics.update(straggling)
 
         def augment(pixels: Tensor) -> Tensor:
             positions, draws = next(steps)
@@ -223,7 +226,7 @@ class Node:
         )
         if not self.experiment.scored_by_neighbours:  # moco has no classifier, and reads no label.
             metrics[wire.CLASS_COUNTS] = loader.class_counts().tolist()
-            metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader).tolist()
+            metrics[wire.CLASS_LOSSES] = self._class_losses(sums, loader, metrics).tolist()
             if recipe.evaluation.personalised:
                 metrics.update(self._evaluate_own(partition_id))
         # Last, as what may fail is done by now: the file and the state are of the same round.
@@ -237,7 +240,10 @@ class Node:
             BEST_LOCAL: self._local_as_of(best_round, state),
             TRAINED_IN: {"round": torch.tensor(round_number)},
         }
-        return Reply(self._arrays(objective), metrics), new_state
+        sent = self.experiment.faults.sent(
+            self._arrays(objective), arrays, self._buffers, round_number, partition_id
+        )
+        return Reply(sent, metrics), new_state
 
     def evaluate(
         self,
@@ -325,6 +331,25 @@ class Node:
             for epoch in range(recipe.training.local_epochs)
         ]
 
+    def _as_far_as(
+        self, orders: list[Integers], round_number: int, partition_id: int
+    ) -> tuple[list[Integers], dict[str, float]]:
+        """The part of the orders that a simulated straggler gets through, and what it tells."""
+        training = self.experiment.recipe.training
+        planned = [
+            [len(rows) for rows in batches(order, training.batch_size, training.drop_last)]
+            for order in orders
+        ]
+        left, told = self.experiment.faults.straggling(
+            round_number, partition_id, sum(map(len, planned))
+        )
+        done = []
+        for order, sizes in zip(orders, planned, strict=True):
+            # Cut between two batches, so that those before are what they would have been.
+            done.append(order if left >= len(sizes) else order[: sum(sizes[: max(left, 0)])])
+            left -= len(sizes)
+        return [order for order in done if len(order)], told
+
     def _steps(
         self, orders: list[Integers], round_number: int, partition_id: int
     ) -> Iterator[tuple[Integers, Draws]]:
@@ -357,9 +382,12 @@ class Node:
         path = snapshot_of(folder, partition_id) if folder and every_s else None
         return Snapshots(path, every_s, round_number, digest)
 
-    def _class_losses(self, sums: EpochSums, loader: Loader) -> Tensor:
+    def _class_losses(
+        self, sums: EpochSums, loader: Loader, metrics: Mapping[str, object]
+    ) -> Tensor:
         """Sums per class that stay means per image, whatever was drawn; see wire.CLASS_LOSSES."""
-        if self.experiment.recipe.training.sampling == "uniform":
+        whole = metrics.get(wire.WORK, 1) == 1
+        if whole and self.experiment.recipe.training.sampling == "uniform":
             return sums.class_losses
         counts = torch.from_numpy(loader.class_counts())
         return sums.class_losses * counts / sums.class_seen.clamp(min=1)

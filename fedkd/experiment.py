@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -36,6 +36,7 @@ from fedkd.recipe import Recipe
 from fedkd.schedules import learning_rates
 from fedkd.shortcuts.marks import check as check_shortcut
 from fedkd.shortcuts.marks import mark
+from fedkd.simulated_faults import SimulatedFaults
 from fedkd.teachers.config import OneTeacherConfig
 from fedkd.teachers.features import KeptFeatures, keep_features, tell_another_method
 from fedkd.teachers.frozen import Teacher
@@ -68,6 +69,7 @@ class Experiment:
         teacher_given: The teacher is the caller's own, not the one that the recipe names.
         site: Partition id of the one hospital whose images these are, where the others' are out of
             reach; None where all hospitals' are known, if only by their labels.
+        clean_labels: Labels of the training images before ``faults.label_noise``; None without it.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Experiment:
     first_teacher: Teacher | None = field(default=None, repr=False)
     teacher_given: bool = False
     site: int | None = None
+    clean_labels: Integers | None = field(default=None, repr=False)
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -111,7 +114,25 @@ class Experiment:
 
     def groups(self) -> dict[str, Integers]:
         """Class indices of ``head``, ``medium`` and ``tail``."""
-        return class_groups(self.splits)
+        return class_groups(self.clean_splits)
+
+    @cached_property
+    def clean_splits(self) -> Splits:
+        """The splits without ``faults.label_noise``, as the recipe's data name them.
+
+        Clients have the labels of ``splits``. Which classes are tail, which val images are whose
+        and the manifest of the partition go by these, as without noise.
+        """
+        if self.clean_labels is None:
+            return self.splits
+        train = replace(self.splits.train, labels=self.clean_labels)
+        return replace(self.splits, train=train)
+
+    @cached_property
+    def faults(self) -> SimulatedFaults:
+        """Trouble that is simulated, by partition id."""
+        recipe = self.recipe
+        return SimulatedFaults(recipe.faults, self.partition.client_names, recipe.seed)
 
     def loader(self, partition_id: int) -> Loader:
         """The training images of one client."""
@@ -148,7 +169,7 @@ class Experiment:
                 "val": self._own_rows(self.splits.val),
                 "test": self._own_rows(self.splits.test),
             }
-        labels, seed = self.splits.train.labels, self.recipe.seed
+        labels, seed = self.clean_splits.train.labels, self.recipe.seed
         return {
             "val": divide_held_out(self.splits.val, labels, self.partition, seed),
             "test": divide_held_out(self.splits.test, labels, self.partition, seed),
@@ -272,6 +293,10 @@ def open_experiment(
         check_groups(splits)
     check_images(splits, recipe)
     check_clients(divided, recipe)
+    faults = SimulatedFaults(recipe.faults, divided.client_names, recipe.seed)
+    faults.check_rounds(len(divided.indices), recipe.num_rounds)
+    clean = splits.train
+    splits = replace(splits, train=faults.with_label_noise(clean, divided))
     experiment = assemble(
         recipe,
         splits,
@@ -280,6 +305,7 @@ def open_experiment(
         teacher=teacher,
         initial_student=initial_student,
         images_given=sites is not None,
+        clean_labels=None if splits.train is clean else clean.labels,
     )
     if experiment.scored_by_neighbours:
         note_neighbours(recipe)
@@ -300,6 +326,7 @@ def assemble(
     initial_student: InitialStudent | None = None,
     images_given: bool = False,
     site: int | None = None,
+    clean_labels: Integers | None = None,
 ) -> Experiment:
     """The experiment of images that are loaded, divided and checked: opens its teachers.
 
@@ -347,6 +374,7 @@ def assemble(
         first_teacher=first_teacher,
         teacher_given=teacher is not None,
         site=site,
+        clean_labels=clean_labels,
     )
 
 

@@ -1,8 +1,10 @@
 """Trouble that is simulated as part of an experiment: settings."""
 
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from fedkd.config import Section
 
@@ -14,7 +16,8 @@ class FaultsConfig(Section):
     """
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a client does not answer in a round. Needs failures.policy = continue."""
+    """Probability that a client does not answer in a round: it is sent nothing and counts as
+    failed. Needs failures.policy = continue."""
     stragglers: float = Field(default=0.0, ge=0, le=1)
     """Probability that a client is slow in a round."""
     delay: Literal["exponential", "lognormal", "uniform"] = "exponential"
@@ -24,8 +27,8 @@ class FaultsConfig(Section):
     """Mean of that delay: 1 means that a slow client needs twice its usual time on average."""
     partial_work: bool = True
     """A slow client stops when others have done all their local steps, and sends what it has:
-    1 / (1 + delay) of its steps, at least one. Otherwise it does all, and the round waits. No time
-    is slept either way."""
+    1 / (1 + delay) of its steps, rounded down, at least one; it weighs as ever. Otherwise it does
+    all, and the round waits. No time is slept either way."""
     joins: dict[str, int] = {}
     """Round in which a hospital takes part first."""
     leaves: dict[str, int] = {}
@@ -36,13 +39,66 @@ class FaultsConfig(Section):
     byzantine: tuple[str, ...] = ()
     """Hospitals that send a wrong update."""
     attack: Literal["sign_flip", "noise", "scale", "nan"] = "sign_flip"
-    """What they send instead of their update u, the trained minus the received student: sign_flip
-    -attack_scale u, noise u plus Gaussian noise of attack_scale times its standard deviation,
-    scale attack_scale u, nan values that are not numbers."""
+    """What they send instead of their update u, the trained minus the received parameters:
+    sign_flip -attack_scale u, noise u plus Gaussian noise of attack_scale times the standard
+    deviation of u's entries, scale attack_scale u; buffers and integers as they are. nan: no
+    floating-point value is a number."""
     attack_scale: float = Field(default=1.0, gt=0)
     """See attack."""
 
+    @field_validator("byzantine", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        table: tuple[tuple[str, Mapping[str, float], str, float, float], ...] = (
+            ("joins", self.joins, "a round, 1 or later", 1, math.inf),
+            ("leaves", self.leaves, "a round, 2 or later", 2, math.inf),
+            ("label_noise", self.label_noise, "a probability, 0 to 1", 0, 1),
+        )
+        wrong = [
+            f"faults.{key}.{name} is {value}; it must be {allowed}"
+            for key, values, allowed, low, high in table
+            for name, value in values.items()
+            if not low <= value <= high
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
     @property
     def is_given(self) -> bool:
-        """Whether anything is simulated."""
-        return self != FaultsConfig()
+        """Whether anything is simulated; how a delay or an attack would be is nothing yet."""
+        return bool(self.in_words())
+
+    def in_words(self) -> str:
+        """What is simulated, in one line; empty if nothing is."""
+
+        def listed(values: Mapping[str, float], what: str) -> str:
+            return ", ".join(f"{name} {what} {value:g}" for name, value in values.items())
+
+        words = []
+        if self.dropout:
+            words.append(f"a client drops out of a round with probability {self.dropout:g}")
+        if self.stragglers:
+            ending = "sends what it has" if self.partial_work else "is waited for"
+            words.append(
+                f"is slow with probability {self.stragglers:g} ({self.delay} delay of mean "
+                f"{self.delay_mean:g} of its usual time) and {ending}"
+            )
+            if not self.dropout:
+                words[-1] = f"a client {words[-1]}"
+        if self.joins:
+            words.append(listed(self.joins, "joins in round"))
+        if self.leaves:
+            words.append(listed(self.leaves, "leaves in round"))
+        if self.label_noise:
+            words.append(listed(self.label_noise, "has other labels with probability"))
+        if self.byzantine:
+            scale = "" if self.attack == "nan" else f" x {self.attack_scale:g}"
+            words.append(f"{', '.join(self.byzantine)} sends wrong updates ({self.attack}{scale})")
+        return "; ".join(words)

@@ -285,6 +285,44 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _faults_fit(self) -> Self:
+        faults, policy = self.faults, self.failures.policy
+        if faults.dropout and policy != "continue":
+            raise ValueError(
+                f"faults.dropout is {faults.dropout:g}, but failures.policy is {policy!r}, with "
+                "which a client that does not answer ends the run; set failures.policy = 'continue'"
+            )
+        if faults.byzantine and faults.attack == "nan" and policy != "continue":
+            raise ValueError(
+                f"faults.attack is 'nan', but failures.policy is {policy!r}, with which the first "
+                "of these updates ends the run; set failures.policy = 'continue'"
+            )
+        if faults.byzantine and self.strategy.exchange == "nothing":
+            raise ValueError(
+                "faults.byzantine is given, but with strategy.exchange = 'nothing' no update is "
+                "sent that could be wrong; leave it out"
+            )
+        if faults.label_noise and self.objective.name == "moco":
+            raise ValueError(
+                "faults.label_noise is given, but objective.name = 'moco' reads no training label; "
+                "leave it out"
+            )
+        if (faults.joins or faults.leaves) and self.privacy.name != "none":
+            raise ValueError(
+                f"faults.joins or faults.leaves is given with privacy.name = {self.privacy.name!r},"
+                " but noise that reckons with all clients of a round hides less where some are "
+                "not there; leave them out, or set privacy.name = 'none'"
+            )
+        late = {name: first for name, first in faults.joins.items() if first > self.num_rounds}
+        if late:
+            raise ValueError(
+                f"faults.joins has {', '.join(f'{name} = {first}' for name, first in late.items())}"
+                f", but num_rounds is {self.num_rounds}: it would never take part; raise "
+                "num_rounds, or name an earlier round"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _views_fit(self) -> Self:
         self.teacher.check_views(
             self.objective.name, self.augmentation.name, self.prompts.kept_views

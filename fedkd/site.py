@@ -210,6 +210,11 @@ def _refuse(recipe: Recipe) -> None:
             "val and test, each its own part; where hospitals and server have their own images, "
             "the server predicts its own: set strategy.exchange = 'all', or simulate"
         )
+    if recipe.faults.is_given:
+        raise ConfigError(
+            f"faults simulates trouble ({recipe.faults.in_words()}), but where hospitals have "
+            "their own images nothing is simulated; leave the section out, or simulate all"
+        )
     if recipe.teacher.by_client:
         raise ConfigError(
             "teacher.by_client is given, but where hospitals open their own images the teacher is "

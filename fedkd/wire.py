@@ -38,8 +38,9 @@ CLASS_COUNTS = "class-counts"
 CLASS_SCORES = "class-scores"
 """Sum of the loss per example for each class, of the student as it was received."""
 CLASS_LOSSES = "class-losses"
-"""Sum of the loss per example for each class, while training. With balanced sampling it is what
-the sum over the class's own images would be at the mean loss of those that were drawn."""
+"""Sum of the loss per example for each class, while training. With balanced sampling, and of a
+straggler, it is what the sum over the class's own images would be at the mean loss of those that
+were drawn."""
 PROBABILITIES = "probabilities"
 """Class probabilities on the client's own part of a held-out split, row by row: in a training
 reply those of its own student on val, in an evaluation's those that were asked for."""
@@ -55,6 +56,10 @@ SUM = "sum."
 """Prefix of sums over examples of a loss term, such as ``sum.loss``."""
 MEAN = "mean."
 """Prefix of values that belong to a client alone and are never pooled, such as ``mean.prior``."""
+WORK = MEAN + "work"
+"""Of a simulated straggler, or who could have been one: fraction of its steps that were done."""
+DELAY = MEAN + "delay"
+"""How much longer it takes, in units of its usual time; 0 if it is not slow."""
 
 # What a hospital with a folder of its own adds when the roll is called. Metric record:
 TRAIN_COUNTS = "train-counts"

@@ -49,6 +49,7 @@ class Asker:
         self._strategy = strategy
         self._names = experiment.partition.client_names
         self._config = experiment.recipe.failures
+        self._dropout, self._faults = experiment.recipe.faults.dropout, experiment.faults
         self._board = board
         self._observer = observer
         self.num_failed = 0
@@ -70,9 +71,11 @@ class Asker:
             ClientFailure: Clients failed, and the policy does not go on without them.
         """
         sent = list(messages)
-        asked, answers = self._without_known(sent, round_number)
+        present, dropped = self._without_dropouts(sent, round_number)
+        asked, answers = self._without_known(present, round_number)
         new, failed = self._ask(asked, round_number, "train")
         answers += new
+        failed += dropped
         self.num_failed = len(failed)
         if self._config.policy != "continue":
             self._end(failed)
@@ -116,6 +119,21 @@ class Asker:
                 raise
             self._keep(round_number, str(error))
             return None
+
+    def _without_dropouts(
+        self, messages: Sequence[Message], round_number: int
+    ) -> tuple[list[Message], list[Failure]]:
+        """Messages that are sent, and failures of the clients that ``faults.dropout`` takes."""
+        probability, numbers = self._dropout, self._strategy.partition_ids
+        reason = f"it dropped out, as faults.dropout = {probability:g} simulates"
+        asked, failed = [], []
+        for message in messages:
+            number = numbers[message.metadata.dst_node_id]
+            if probability and self._faults.drops_out(round_number, number):
+                failed.append(self._note(round_number, number, "train", 1, reason))
+            else:
+                asked.append(message)
+        return asked, failed
 
     def evaluate(
         self, messages: Iterable[Message], round_number: int, split: str | None = None

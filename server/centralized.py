@@ -4,6 +4,7 @@ It is the baseline that a federation is measured against, and the oracle for one
 federation of one must end with the same bits.
 """
 
+import logging
 import time
 
 from clients import state_folder
@@ -14,6 +15,8 @@ from fedkd.prediction import Probabilities
 from server.checkpoint import Checkpoints
 from server.evaluation import Arrays
 from server.scoreboard import Observer, Scoreboard
+
+logger = logging.getLogger(__name__)
 
 
 def run_centralized(
@@ -34,7 +37,8 @@ def run_centralized(
         checkpoints: Written as the run goes, and read by one that goes on; None writes none.
 
     Raises:
-        ConfigError: The recipe asks for noise, which is added where students are aggregated.
+        ConfigError: The recipe asks for noise, which is added where students are aggregated, or for
+            trouble that only clients have.
     """
     recipe = experiment.recipe
     assert experiment.num_clients == 1, "centralized training pools all images"
@@ -43,6 +47,15 @@ def run_centralized(
             f"privacy.name is {recipe.privacy.name!r}, but centralized training aggregates nothing "
             "to which noise could be added; set privacy.name=none"
         )
+    faults = recipe.faults
+    absent = [k for k in ("dropout", "joins", "leaves", "byzantine") if getattr(faults, k)]
+    if absent:
+        raise ConfigError(
+            f"{', '.join(f'faults.{key}' for key in absent)} is given, but centralized training "
+            "has no clients that could be away or send anything; leave it out"
+        )
+    if faults.is_given:
+        logger.warning("simulated trouble: %s", faults.in_words())
     # The one strategy that changes what a client minimises.
     mu = recipe.fedprox.mu if recipe.strategy.name == "fedprox" else 0.0
     state: State = {}

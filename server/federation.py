@@ -1,5 +1,6 @@
 """The server's side of a federation: rounds of sampling, training and aggregation over a Grid."""
 
+import logging
 import time
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ from server.round_replies import RoundReplies
 from server.scoreboard import Observer, Scoreboard
 from strategies.base import ClientReport, Metrics, SeededStrategy, Setup
 from strategies.factory import make_strategy
+
+logger = logging.getLogger(__name__)
 
 
 def run_federation(
@@ -49,6 +52,8 @@ def run_federation(
         UpdateRefused: A client's reply may not be used, and the recipe does not go on without.
     """
     recipe = experiment.recipe
+    if recipe.faults.is_given:
+        logger.warning("simulated trouble: %s", recipe.faults.in_words())
     strategy = make_strategy(recipe.strategy, _setup(experiment))
     if nodes is None:
         strategy.call_roll(grid)
@@ -113,6 +118,8 @@ def _setup(experiment: Experiment) -> Setup:
         num_classes=experiment.num_classes,
         num_held_out=_num_held_out(experiment),
         max_update_norm=recipe.failures.max_update_norm,
+        joins=experiment.faults.joins,
+        leaves=experiment.faults.leaves,
     )
 
 

@@ -225,6 +225,8 @@ class RunDirectory(Observer):
             return
         settings = recipe.partition.model_dump(mode="json")
         data_set = None if self._experiment.images_given else recipe.data_set()
+        # With the labels that the data set has, so that other recipes can follow the manifest.
+        train = self._experiment.clean_splits.train
         described = manifest.describe(divided, train, settings, recipe.seed, data_set)
         self._write_text("partition.json", manifest.to_json(described))
 
@@ -270,6 +272,7 @@ def identity(experiment: Experiment, mode: Mode) -> dict[str, Any]:
         "seed": recipe.seed,
         "config_hash": recipe.hash(),
         "given": list(experiment.given),
+        **({"faults": recipe.faults.in_words()} if recipe.faults.is_given else {}),
         **({"at_hospitals": True} if experiment.is_at_hospitals else {}),
         "partition_hash": experiment.partition.hash,
         "clients": list(experiment.partition.client_names),

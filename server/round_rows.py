@@ -32,11 +32,14 @@ def pooled(reports: list[Mapping[str, Any]]) -> Row:
             if key.startswith(wire.MEAN):
                 own.setdefault(key.removeprefix(wire.MEAN), []).append(value)
     terms = {f"train_{name}": value for name, value in means(sums, num_seen).items()}
+    # A client that does all of its work is as late as it is slow; nobody is earlier than usual.
+    times = [m[wire.WORK] * (1 + m[wire.DELAY]) for m in reports if wire.DELAY in m]
     return {
         "num_seen": num_seen,
         **traffic(reports),
         **terms,
         **{name: sum(values) / len(values) for name, values in own.items()},
+        **({"simulated_duration": max(1.0, *times)} if times else {}),
     }
 
 

@@ -32,7 +32,9 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedkd import seeding, wire
 from fedkd.aggregation import PrivacyConfig
+from fedkd.data.images import Integers
 from fedkd.errors import ClientFailure, UpdateRefused
+from fedkd.simulated_faults import present
 from strategies.arrays import HeldArray, HeldRecord
 from strategies.guard import Checked, Limits, is_finite
 from strategies.guard import Metrics as Metrics
@@ -85,6 +87,8 @@ class Setup:
         num_classes: Of the task; None leaves the lengths of what is per class unchecked.
         num_held_out: For val and test how many of its images each client predicts, where it does.
         max_update_norm: Updates that are longer are refused; None refuses none for its length.
+        joins: First round of clients that are not there from the start, by partition id.
+        leaves: Round from which on a client is gone, by partition id.
     """
 
     num_clients: int
@@ -99,11 +103,22 @@ class Setup:
     num_classes: int | None = None
     num_held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
     max_update_norm: float | None = None
+    joins: Mapping[int, int] = field(default_factory=dict)
+    leaves: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def cohort(self) -> int:
-        """Clients that train in a round, at least one."""
-        return max(1, round(self.num_clients * self.fraction_train))
+        """Clients that train in a round, at least one; in the smallest, where some come or go."""
+        changes = {1, *self.joins.values(), *self.leaves.values()}
+        return min(self.cohort_of(self.present(n)) for n in changes if n <= self.num_rounds)
+
+    def present(self, server_round: int) -> Integers:
+        """Partition ids of the clients that are there in a round, ascending."""
+        return present(server_round, self.num_clients, self.joins, self.leaves)
+
+    def cohort_of(self, clients: Integers) -> int:
+        """How many of these clients train in a round, at least one."""
+        return max(1, round(len(clients) * self.fraction_train))
 
 
 class SeededStrategy(Strategy):
@@ -245,9 +260,10 @@ class SeededStrategy(Strategy):
         self._nodes = dict(nodes)
 
     def sample(self, server_round: int) -> list[int]:
-        """Partition ids that train in a round, sorted; at least one."""
+        """Partition ids that train in a round, of those present, sorted; at least one."""
         rng = seeding.rng(self.setup.seed, "sample", server_round)
-        drawn = rng.choice(self.num_clients, size=self.setup.cohort, replace=False)
+        there = self.setup.present(server_round)
+        drawn = there[rng.choice(len(there), size=self.setup.cohort_of(there), replace=False)]
         return sorted(drawn.tolist())
 
     def configure_train(

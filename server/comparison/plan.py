@@ -98,7 +98,8 @@ def plan(recipe: Recipe) -> Plan:
     if they are not among the strategies. The baselines come once for each combination of the axes
     that mean something to them: ``local`` is fedavg with ``strategy.exchange = "nothing"``,
     ``pooled`` is trained centralized with one client and knows neither partition nor strategy; of
-    both, privacy is none, as nothing travels; nor do prompts of ``local``.
+    both, privacy is none, as nothing travels, nor do prompts of ``local``, and no faults are
+    simulated.
 
     A choice (a name or a table) is laid over the recipe's section; where it has another name, what
     is left of the section is :data:`server.comparison.axes.KEPT`. Cells compute with one thread
@@ -199,6 +200,7 @@ def _combinations(values: dict[str, Any], axes: Sequence[Axis]) -> list[_Draft]:
 
 
 def _baseline(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    values = {**values, "faults": {}}
     if name == POOLED:
         return {**values, "num_clients": 1, "partition": {}, "strategy": {}, "privacy": {}}
     fraction = values["strategy"]["fraction_train"]

@@ -24,6 +24,8 @@ from server.reporting.record import Record
 def alarms(group: Group) -> list[Alarm]:
     """What a reader must know first: runs without test scores, missing clients, doubled seeds."""
     found = []
+    if words := group.records[0].recipe.faults.in_words():
+        found.append(Alarm(f"Simulated trouble (faults in the config): {words}."))
     for record in group.unfinished:
         why = f" ({record.summary['error'].strip()})" if record.summary.get("error") else ""
         found.append(
