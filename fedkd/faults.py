@@ -87,11 +87,9 @@ class FaultsConfig(Section):
         if self.stragglers:
             ending = "sends what it has" if self.partial_work else "is waited for"
             words.append(
-                f"is slow with probability {self.stragglers:g} ({self.delay} delay of mean "
-                f"{self.delay_mean:g} of its usual time) and {ending}"
+                f"a client is slow with probability {self.stragglers:g} ({self.delay} delay, mean "
+                f"{self.delay_mean:g} times its usual time) and {ending}"
             )
-            if not self.dropout:
-                words[-1] = f"a client {words[-1]}"
         if self.joins:
             words.append(listed(self.joins, "joins in round"))
         if self.leaves:

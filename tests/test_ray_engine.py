@@ -249,3 +249,21 @@ def test_a_client_that_is_too_late_is_answered_for_and_its_worker_replaced(clust
 def test_more_threads_than_a_foreign_ray_has_are_refused(cluster, run):
     with pytest.raises(ConfigError, match=r"1 workers of 1024 CPU threads need 1024 CPUs, but Ray"):
         run(engine={"name": "ray", "num_workers": 1, "num_threads": 1024})
+
+
+def test_simulated_trouble_is_the_same_on_ray(cluster, run):
+    trouble = {
+        "num_rounds": 2,
+        "objective": {"name": "supervised"},
+        "failures": {"policy": "continue", "max_fraction": 0.9},
+        "faults": {
+            "dropout": 0.2, "stragglers": 0.6, "leaves": {"south": 2}, "byzantine": ["west"],
+            "label_noise": {"north": 0.5}, "attack": "noise",
+        },
+    }  # fmt: skip
+    here = run(**trouble, engine=on("inprocess"))
+    there = run(**trouble, engine=on("ray", num_workers=1))
+    assert there.summary["student_sha256"] == here.summary["student_sha256"]
+    assert there.rounds["num_failed"].tolist() == here.rounds["num_failed"].tolist()
+    columns = ["round", "client", "weight", "work", "delay"]
+    assert there.clients[columns].equals(here.clients[columns])
