@@ -73,7 +73,7 @@ class Asker:
         sent = list(messages)
         present, dropped = self._without_dropouts(sent, round_number)
         asked, answers = self._without_known(present, round_number)
-        new, failed = self._ask(asked, round_number, "train")
+        new, failed = self._ask(asked, round_number, "train") if asked else ([], [])
         answers += new
         failed += dropped
         self.num_failed = len(failed)
@@ -161,7 +161,7 @@ class Asker:
         self, messages: Sequence[Message], round_number: int
     ) -> tuple[list[Message], list[Message]]:
         """The messages that are still to be sent, and the answers to the others."""
-        if self._replies is None:
+        if self._replies is None or not messages:
             return list(messages), []
         numbers = self._strategy.partition_ids
         by_number = {numbers[m.metadata.dst_node_id]: m for m in messages}
