@@ -35,6 +35,12 @@ class Section(BaseModel):
     )
 
 
+_NUM_SHOWN = 20
+_LONGEST = 1500
+"""Characters of a model's own text; those that quote a value may quote a long one."""
+_DEEPEST = 20
+"""Parts of a dotted key on the command line; no key of a recipe has more than five."""
+
 Model = TypeVar("Model", bound=Section)
 
 
@@ -52,8 +58,16 @@ def load(model: type[Model], path: Path | str | None, overrides: Sequence[str] =
         ConfigError: Unreadable file, unknown key (with the nearest known one), value out of range.
     """
     values = {} if path is None else _read(Path(path), model, seen=())
+    changes, faults = [], []
     for text in overrides:
-        merge(values, _parse_override(text), model)
+        try:
+            changes.append(_parse_override(text))
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    for change in changes:
+        merge(values, change, model)
     return build(model, values, where=str(path or "the command line"), overrides=overrides)
 
 
@@ -64,19 +78,23 @@ def build(
     overrides: Sequence[str] = (),
 ) -> Model:
     """Validate plain values into a model; a ConfigError has one line for each thing wrong."""
-    if secrets := list(_with_password(values)):
-        raise ConfigError(
-            "\n".join(
-                f"{key} in {where} is an address with a password; configs are saved with every "
-                "run, so take it out, and give it to the program that asks for it otherwise"
-                for key in secrets
-            )
-        )
     try:
+        if secrets := list(_with_password(values)):
+            raise ConfigError(
+                "\n".join(
+                    f"{key} in {where} is an address with a password; configs are saved with every "
+                    "run, so take it out, and give it to the program that asks for it otherwise"
+                    for key in secrets
+                )
+            )
         return model.model_validate(dict(values))
+    except RecursionError:
+        raise ConfigError(f"tables or lists nest too deeply in {where}") from None
     except ValidationError as error:
         changed = [text.partition("=")[0].strip() for text in overrides]
         lines = [_explain(item, model, where, changed) for item in error.errors()]
+        if len(lines) > _NUM_SHOWN:
+            lines[_NUM_SHOWN:] = [f"and {len(lines) - _NUM_SHOWN} more like these in {where}"]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -125,26 +143,48 @@ def explain(config: Section, table: str = "") -> str:
 
 
 def _read(path: Path, model: type[Section], seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path} extends itself through {seen[-1]}; remove one `extends`")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        whole = path.resolve()
+        if whole in seen:
+            raise ConfigError(f"{path} extends itself through {seen[-1]}; remove one `extends`")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(_missing(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that holds a zero byte
+        raise ConfigError(f"cannot read the config {str(path)!r}: {error}") from None
+    values = _parse(text, str(path))
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"extends is {base!r} in {path}; it must be the path of one recipe")
+        raise ConfigError(
+            f"extends is {_short(repr(base))} in {path}; it must be the path of one recipe"
+        )
     if is_special(path.parent / base):
         raise ConfigError(f"extends is {base!r} in {path}, which is no regular file")
-    merged = _read(path.parent / base, model, (*seen, path.resolve()))
+    merged = _read(path.parent / base, model, (*seen, whole))
     merge(merged, values, model)
     return merged
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    """TOML as plain values; ConfigError if it is none, or one that only an attacker would write."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{where} is not valid TOML: tables or lists nest too deeply") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not valid TOML: {_short(str(error), 200)}") from None
+    except ValueError as error:  # of Python's int, on thousands of digits
+        raise ConfigError(f"{where} is not valid TOML: {str(error).partition(';')[0]}") from None
+
+
+def _short(text: str, longest: int = 120) -> str:
+    """A text of which no more than its two ends is shown."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} ... {text[-half:]} ({len(text)} characters)"
 
 
 def _missing(path: Path) -> str:
@@ -158,14 +198,19 @@ def _missing(path: Path) -> str:
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > _DEEPEST:
         raise ConfigError(
-            f"override {text!r} is not key=value; write for example strategy.name=mas"
+            f"override {_short(repr(text))} is not key=value; write for example strategy.name=mas"
         )
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    except (RecursionError, ValueError):
+        raise ConfigError(
+            f"override {_short(repr(text))} has no value that can be read: it nests too deeply, or "
+            "is a number of thousands of digits"
+        ) from None
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)
@@ -211,6 +256,7 @@ def _explain(
     location = [str(part) for part in error["loc"]]
     sections, location = _walk(model, location)
     where = f"in {where}"
+    location = [_short(part) for part in location]
     key = ".".join(location)
     if key in overridden or f"{key}.name" in overridden:
         where = "on the command line"
@@ -226,13 +272,14 @@ def _explain(
         return f"unknown key {key} {where}; {hint}"
     if error["type"] == "union_tag_invalid":
         tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
-        return f"{key}.name is {tag!r} {where}; it must be one of {expected}"
+        return f"{key}.name is {_short(repr(tag))} {where}; it must be one of {expected}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _short(message, _LONGEST)
     if error["type"] == "missing":
         return f"{key} is missing {where}; it must be given"
     if error["type"] in ("value_error", "assertion_error"):
         return f"{key + ': ' if key else ''}{message} ({where})"
-    return f"{key} is {error['input']!r} {where}; it must be {message}"
+    return f"{key} is {_short(repr(error['input']))} {where}; it must be {message}"
 
 
 def _walk(model: type[Section], location: list[str]) -> tuple[list[type[Section]], list[str]]:

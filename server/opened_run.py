@@ -16,6 +16,7 @@ from fedkd.models.exchange import local_names
 from fedkd.models.student import Student
 from fedkd.recipe import Recipe
 from server.kept_students import STUDENTS, kept_rounds, kept_student
+from server.run_summary import RunSummary
 
 BEST_STUDENT = "best_student.safetensors"
 LAST_STUDENT = "student.safetensors"
@@ -158,13 +159,19 @@ def open_run(path: Path) -> OpenedRun:
             )
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path / 'summary.json'}: {error}") from None
     if not isinstance(summary, dict) or "partition_hash" not in summary:
         raise ConfigError(
             f"{path / 'summary.json'} is damaged: it has no partition_hash, which every run notes "
             "as it starts"
         )
+    try:
+        config.build(RunSummary, summary, str(path / "summary.json"))
+    except ConfigError as error:
+        raise ConfigError(
+            "\n".join(f"{line}; the run directory is damaged" for line in str(error).splitlines())
+        ) from None
     return OpenedRun(path, config.load(Recipe, path / "config.toml"), summary)
 
 
@@ -180,7 +187,9 @@ def finished_run(recipe: Recipe, mode: str, output: Path) -> Path | None:
     for path in sorted(output.glob(f"{recipe.name}/*-{recipe.hash()[:8]}*/summary.json")):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(summary, dict):
             continue
         if (summary.get("status"), summary.get("mode"), summary.get("config_hash")) == wanted:
             return path.parent

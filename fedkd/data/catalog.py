@@ -30,8 +30,10 @@ from fedkd.data.sets.medmnist import MedMnistConfig
 
 def _name(values: Any) -> str:
     """The data set's name; the embedded one where none is given."""
-    given = values.get("name", "lesions") if isinstance(values, dict) else values.name
-    return str(given)
+    if isinstance(values, dict):
+        return str(values.get("name", "lesions"))
+    # Neither a table nor a section, such as data = 3: no name that is allowed.
+    return str(getattr(values, "name", values))
 
 
 DataConfig = Annotated[
