@@ -2,15 +2,16 @@
 
     python benchmarks/fuzz.py [--kinds recipes,tables,images,checkpoints] [--cases 1] [--seed 0]
 
-Each case is a command of `fedkd` on files that were spoiled on purpose (`benchmarks/fuzz_cases.py`),
-drawn from the seed, the kind and its number: the same case again with `--only KIND:NUMBER`. A case
-is a defect if the command
+Each case is a command of `fedkd` on files that were spoiled on purpose (`fuzz_cases.py`). The seed,
+the kind and its number decide it: `--only KIND:NUMBER` makes it again. A case is a defect if the
+command
 
-- ends with another exit code than 0 (it went well) or 2 (something for the user to mend), or raises;
-- shows a traceback, an error that is not of lines that begin with "fedkd: ", more than 40 of them, or one too long to read;
+- raises, or ends with another exit code than 0 (all is well) or 2 (something for the user to mend);
+- shows a traceback, an error whose lines do not begin with "fedkd: ", more than 40 of them, or one
+  too long to read;
 - changes a file that was there, other than in the folder that it may write to, or opens one
   elsewhere for writing (an audit hook of Python sees that; libraries in C could pass it by);
-- takes longer than the limit: the case's process is killed and another one goes on.
+- leaves an empty folder, or takes longer than the limit: its process is killed, another goes on.
 
 Prints a table and ends with exit code 1 if there are defects; the input of each is then kept.
 """
@@ -32,8 +33,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import fuzz_cases
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+import fuzz_cases  # noqa: E402
+
+ROOT = fuzz_cases.ROOT
 
 CASES = {"recipes": 2000, "tables": 500, "images": 500, "checkpoints": 200}
 """Cases of each kind in full."""
@@ -202,7 +205,8 @@ class Worker:
         if self._process is None:
             self._start()
         process = self._process
-        assert process is not None and process.stdin and process.stdout
+        assert process is not None
+        assert process.stdin is not None
         process.stdin.write(f"{kind} {number}\n")
         process.stdin.flush()
         answer = _read_line(process, limit_s)
@@ -228,6 +232,7 @@ class Worker:
             "MPLCONFIGDIR": str(home / "matplotlib"),
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         environment.pop("FEDKD_DATA", None)
         environment.pop("FEDKD_TEACHERS", None)

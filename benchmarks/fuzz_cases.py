@@ -349,7 +349,7 @@ def _recipe(rng: np.random.Generator, materials: Path, folder: Path) -> Case:
 
     path = folder / "case.toml"
     files = sorted((ROOT / "configs").glob("*.toml"))
-    command = rng.choice(["config", "partition", "check", "run"], p=[0.82, 0.1, 0.06, 0.02])
+    command = rng.choice(["config", "partition", "check", "run"], p=[0.7, 0.18, 0.1, 0.02])
     texts = [file.read_text() for file in files]
     text = texts[int(rng.integers(0, len(texts)))] if command == "config" else _SMALL
     for file in files:
@@ -370,10 +370,10 @@ def _recipe(rng: np.random.Generator, materials: Path, folder: Path) -> Case:
         _write(folder / "other.toml", 'extends = "case.toml"\n')
     else:
         content = text.encode()
-        number = int(rng.integers(1, 4 if style < 4 else 9))
+        number = int(rng.integers(1, (3, 3, 4)[style - 2])) if rng.random() < 0.9 else 8
         for key in rng.choice(sorted(keys), number, replace=False):
             annotation, one = keys[key]
-            odd = style == 2 or rng.random() < 0.1
+            odd = style == 2 or rng.random() < 0.05
             value = (
                 _VALUES[int(rng.integers(0, len(_VALUES)))]
                 if odd
@@ -427,8 +427,8 @@ def _cells(rng: np.random.Generator, text: str) -> bytes:
     """Another value, or one field less or more, in some rows."""
     rows = [line.split(",") for line in text.rstrip("\n").split("\n")]
     odd = ("", " ", "nan", "NA", "-1", "1e9", "../x", "/etc/passwd", "im00.png", "im00", "train",
-           "a", "é", "😀", '"', '""', "'", ";", "\t", "x\ny", '"x\ny"', "0", "=1+1", "x" * 3000,
-           "<b>", "[/b]", "none", "None", ".", "..", "images", "true", "con\\x", "~", "1.0")  # fmt: skip
+           "a", "é", "😀", '"', '""', "'", ";", "\t", "x\ny", '"x\ny"', "0", "=1+1", "<b>",
+           "x" * 3000, "[/b]", "none", "None", ".", "..", "images", "true", "con\\x", "~", "1.0")  # fmt: skip
     for _ in range(int(rng.integers(1, 9))):
         row = rows[int(rng.integers(0, len(rows)))]
         at = int(rng.integers(0, len(row)))
@@ -492,8 +492,8 @@ def _table(rng: np.random.Generator, materials: Path, folder: Path) -> Case:
     _copy_data(materials, folder)
     if kind == "folder":
         _spoil_table(rng, folder / "table.csv")
-        more = rng.choice(["", "data.split_column=", "data.store=stream", "data.classes=[\"a\",\"b\"]",
-                           "data.require_all_sites=false"])  # fmt: skip
+        more = rng.choice(["", "data.split_column=", "data.store=stream",
+                           "data.classes=['a', 'b']", "data.require_all_sites=false"])  # fmt: skip
         overrides = [str(more)] if more else []
         if rng.random() < 0.3:
             return Case(folder, ["partition", "recipe.toml", "--output", "out", *overrides])

@@ -351,6 +351,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"{PROGRAM}: {plain(line)}", file=sys.stderr)
         return USER_ERROR
+    except (MemoryError, RuntimeError) as error:
+        # What torch raises where it gets no memory has no type of its own on the CPU.
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        cause = next(iter(str(error).splitlines()), "Python gives no size")
+        print(
+            f"{PROGRAM}: there is not enough memory for this ({cause}); use fewer or smaller "
+            "images, a smaller batch or network, or a machine with more",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     except BrokenPipeError:
         # Who read the output has gone, as `head` does; Python is not to complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

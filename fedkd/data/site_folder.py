@@ -40,7 +40,7 @@ from fedkd.config import Section
 from fedkd.data.image_table import Problems, read_table, shown
 from fedkd.data.images import SPLITS, GroupBounds, Splits
 from fedkd.data.labelled_files import ImageFilesConfig, load_images, read_bytes
-from fedkd.errors import ConfigError, DataError
+from fedkd.errors import ConfigError, DataError, first_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,11 @@ class SiteFile(Section):
 
     version: Literal[1]
     """Of this format."""
-    name: str = Field(min_length=1)
-    """Of the hospital; no two have the same."""
+    name: str = Field(min_length=1, max_length=200)
+    """Of the hospital, printable; no two have the same."""
     class_names: tuple[str, ...] = Field(min_length=2)
     """In the order of the class indices, those without an image here included."""
-    image_size: int | None = None
+    image_size: int | None = Field(default=None, ge=1)
     """Side in pixels that the images have; None if they are of any size."""
     counts: dict[str, dict[str, int]] | None = None
     """Images by split and class, to notice what was lost."""
@@ -74,7 +74,46 @@ class SiteFile(Section):
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if twice := sorted(name for name, number in Counter(names).items() if number > 1):
             raise ValueError(f"names of classes stand there twice: {', '.join(twice)}")
+        if blank := [
+            number for number, name in enumerate(names) if name != name.strip() or not name
+        ]:
+            raise ValueError(
+                f"names of classes {', '.join(map(str, blank))} (counted from 0) are empty or have "
+                "space around them, which labels.csv cannot have; write them without"
+            )
         return names
+
+    @field_validator("name")
+    @classmethod
+    def _has_letters(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError(
+                f"the hospital's name is {name!r}; it must be of printable characters, without "
+                "space around them"
+            )
+        return name
+
+    @field_validator("bounds")
+    @classmethod
+    def _in_order(cls, bounds: tuple[int, int] | None) -> tuple[int, int] | None:
+        if bounds and not 0 <= bounds[0] <= bounds[1]:
+            raise ValueError(
+                f"[tail_below, head_above] is {list(bounds)}; both count images from 0 on, and the "
+                "first may not be the larger one"
+            )
+        return bounds
+
+    @field_validator("counts")
+    @classmethod
+    def _not_negative(
+        cls, counts: dict[str, dict[str, int]] | None
+    ) -> dict[str, dict[str, int]] | None:
+        for split, classes in (counts or {}).items():
+            if split not in SPLITS:
+                raise ValueError(f"{split!r} is no split; there are {', '.join(SPLITS)}")
+            if low := [name for name, number in classes.items() if number < 0]:
+                raise ValueError(f"{split} has less than 0 images of {first_of(low)}")
+        return counts
 
 
 def read_site_folder(
@@ -149,7 +188,7 @@ def _describe(path: Path, size: int, problems: Problems) -> SiteFile | None:
     except (ConfigError, DataError) as error:
         problems.lines.append(str(error))
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         problems.lines.append(f"{path} is no JSON object in UTF-8: {error}")
         return None
     if described.image_size not in (None, size):

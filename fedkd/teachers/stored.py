@@ -116,7 +116,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TeacherError(f"cannot read the card {path}: {error}") from None
     if not isinstance(card, dict):
         raise TeacherError(f"cannot read the card {path}: it must be a table of names and values")

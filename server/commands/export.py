@@ -22,6 +22,7 @@ from fedkd.recipe import Recipe
 from server import terminal
 from server.exporting import FORMATS, INPUT, OUTPUTS, TOLERANCE, write_checked
 from server.opened_run import OpenedRun, open_run
+from server.output_folder import new_file
 from server.whole_student import WholeStudent, open_whole_student
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ def export(options: argparse.Namespace) -> None:
     if path.is_dir() or path.resolve() == student.path.resolve():
         what = "a folder" if path.is_dir() else "the student itself"
         raise ConfigError(f"--output {path} is {what}; name another file")
+    if options.output:
+        new_file(path)
+        new_file(card_path)
     images, which = _images_to_compare(run.recipe, student.size)
     dtype = next(student.network.parameters()).dtype
     data = LabelledImages(images, np.zeros(len(images), np.int64), student.class_names)

@@ -28,6 +28,7 @@ from fedkd.prediction import predict as predict_images
 from fedkd.recipe import Recipe
 from server import terminal
 from server.opened_run import open_run
+from server.output_folder import new_file
 from server.progress import Bar
 from server.whole_student import WholeStudent, open_whole_student
 
@@ -58,6 +59,7 @@ def predict(options: argparse.Namespace) -> None:
         if target.is_dir() or target.resolve() in {image.resolve() for image in images}:
             what = "a folder" if target.is_dir() else "one of the images"
             raise ConfigError(f"--output {target} is {what}; name a file to write the CSV to")
+        new_file(target)
         try:
             with (
                 files.replacing(target) as part,
@@ -92,6 +94,13 @@ def find_images(given: Sequence[str]) -> list[Path]:
     """
     endings = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
+    if absent := [name for name in given if not os.path.lexists(name)]:
+        raise DataError(
+            f"there is no file or folder {first_of(absent)}; check the path"
+            if len(absent) == 1
+            else f"{len(absent)} of {len(given)} files or folders are not there: "
+            f"{first_of(absent)}; check the paths"
+        )
     for name in given:
         path = Path(name)
         if path.is_dir():

@@ -31,6 +31,7 @@ from fedkd.teachers.loading import open_teacher, weights_path
 from fedkd.teachers.stored import read_card
 from server import terminal
 from server.commands.data import require_name
+from server.output_folder import output_folder
 from server.pictures.feature_space import plot_feature_space
 from server.progress import Bar
 
@@ -40,45 +41,46 @@ def probe(options: argparse.Namespace) -> None:
     terminal.log_to_stderr()
     recipe = probed_recipe(options.teacher, options.dataset, options.overrides)
     device = choose_device(recipe.engine.device, "engine.device")
-    folder = _make_folder(options.output, recipe)
-    # The file of weights first: a missing one is found in no time, images take theirs.
-    teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
-    card = _card(recipe.teacher)
-    splits = open_splits(recipe)
-    with ExitStack() as stack:
-        if recipe.engine.num_threads:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(recipe.engine.num_threads)
-        tell = stack.enter_context(Bar(terminal.stderr()))
-        reader = Reader(device, recipe.evaluation.batch_size, tell)
-        features = worth.read_features(
-            recipe.teacher, teacher, splits, reader, recipe.seed, options.test
+    question = {"recipe": recipe.hash(), "teacher": recipe.teacher.checkpoint, "test": options.test}
+    with output_folder(_place(options.output, recipe), "probe", question) as folder:
+        # The file of weights first: a missing one is found in no time, images take theirs.
+        teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
+        card = _card(recipe.teacher)
+        splits = open_splits(recipe)
+        with ExitStack() as stack:
+            if recipe.engine.num_threads:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(recipe.engine.num_threads)
+            tell = stack.enter_context(Bar(terminal.stderr()))
+            reader = Reader(device, recipe.evaluation.batch_size, tell)
+            features = worth.read_features(
+                recipe.teacher, teacher, splits, reader, recipe.seed, options.test
+            )
+            rows = worth.judge(splits, features, reader, recipe.seed)
+            tell("two-dimensional picture", 0, 1)
+            shown, places = project(features[worth.TEACHER]["val"], recipe.seed)
+        title = f"{_label(recipe.teacher)} on {recipe.data.name}"
+        _print(terminal.stdout(), rows, title)
+        verdict = worth.verdict(rows)
+        print(verdict)
+        val = splits.val.subset(shown)
+        plot_feature_space(
+            places,
+            val.labels,
+            val.class_names,
+            val.sites,
+            val.site_names,
+            folder / "probe.png",
+            f"{title}: features of {len(val):,} val images in two dimensions",
         )
-        rows = worth.judge(splits, features, reader, recipe.seed)
-        tell("two-dimensional picture", 0, 1)
-        shown, places = project(features[worth.TEACHER]["val"], recipe.seed)
-    title = f"{_label(recipe.teacher)} on {recipe.data.name}"
-    _print(terminal.stdout(), rows, title)
-    verdict = worth.verdict(rows)
-    print(verdict)
-    val = splits.val.subset(shown)
-    plot_feature_space(
-        places,
-        val.labels,
-        val.class_names,
-        val.sites,
-        val.site_names,
-        folder / "probe.png",
-        f"{title}: features of {len(val):,} val images in two dimensions",
-    )
-    with files.replacing(folder / "probe.csv") as part:
-        pd.DataFrame(worth.table(rows)).to_csv(part, index=False)
-    with files.replacing(folder / "probe.json") as part:
-        text = json.dumps(
-            _report(recipe, splits, rows, verdict, card), indent=2, ensure_ascii=False
-        )
-        part.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(str(folder / f"probe.{ending}") for ending in ("png", "csv", "json")))
+        with files.replacing(folder / "probe.csv") as part:
+            pd.DataFrame(worth.table(rows)).to_csv(part, index=False)
+        with files.replacing(folder / "probe.json") as part:
+            text = json.dumps(
+                _report(recipe, splits, rows, verdict, card), indent=2, ensure_ascii=False
+            )
+            part.write_text(text + "\n", encoding="utf-8")
+        print("\n".join(str(folder / f"probe.{ending}") for ending in ("png", "csv", "json")))
 
 
 def probed_recipe(teacher: str, dataset: str, overrides: Sequence[str]) -> Recipe:
@@ -119,9 +121,9 @@ def _label(teacher: OneTeacherConfig) -> str:
     return Path(teacher.checkpoint).stem if teacher.name == zoo.PRETRAINED else teacher.name
 
 
-def _make_folder(output: str | None, recipe: Recipe) -> Path:
+def _place(output: str | None, recipe: Recipe) -> Path:
     name = re.sub(r"[^\w.-]+", "_", f"probe-{_label(recipe.teacher)}-{recipe.data.name}")
-    return terminal.make_folder(Path(output) if output else Path(recipe.output) / name)
+    return Path(output) if output else Path(recipe.output) / name
 
 
 def _print(console: Console, rows: Sequence[worth.Row], title: str) -> None:

@@ -24,6 +24,7 @@ from server.hospital_prompts import (
     require_prompts,
 )
 from server.opened_run import PROMPTS, OpenedRun, open_run
+from server.output_folder import output_folder
 from server.pictures import prompts as pictures
 from server.pictures.page import Alarm, DataTable, Section, write_page
 from server.pictures.prompt_curves import drawn_columns, plot_prompt_curves
@@ -48,16 +49,20 @@ def prompts(options: argparse.Namespace) -> None:
     terminal.log_to_stderr()
     run = open_run(Path(options.run))
     require_prompts(run)
-    folder = terminal.make_folder(Path(options.output or run.path / PROMPTS))
     seed = run.recipe.seed if options.seed is None else options.seed
-    experiment = run.experiment()
-    hospitals, left_out = open_prompts(run, experiment, options.split, options.images, seed)
-    planes = [one.plane for one in hospitals]
-    shown = [hospitals[row] for row in most_different(planes, MAX_SHOWN)]
-    try:
-        page = _write(run, folder, hospitals, shown, left_out, options.split)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error}; choose another --output") from None
+    question = {"run": run.path.resolve(), "split": options.split, "images": options.images,
+                "seed": seed}  # fmt: skip
+    with output_folder(Path(options.output or run.path / PROMPTS), "prompts", question) as folder:
+        experiment = run.experiment()
+        hospitals, left_out = open_prompts(run, experiment, options.split, options.images, seed)
+        planes = [one.plane for one in hospitals]
+        shown = [hospitals[row] for row in most_different(planes, MAX_SHOWN)]
+        try:
+            page = _write(run, folder, hospitals, shown, left_out, options.split)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {folder}: {error}; choose another --output"
+            ) from None
     _print(hospitals, run.recipe.prompts)
     for name, reason in left_out.items():
         print(f"{name} is left out: {reason}")

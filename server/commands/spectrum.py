@@ -26,6 +26,7 @@ from server import terminal
 from server.commands.probe import probed_recipe
 from server.kept_students import kept_rounds
 from server.named_models import Named, Network, Opener, name_model
+from server.output_folder import output_folder
 from server.pictures.spectrum import Measured, plot_heat_maps, plot_spectra
 from server.progress import Bar
 from server.spectrum_tables import curves_table, summary_table
@@ -45,27 +46,28 @@ def spectrum(options: argparse.Namespace) -> None:
     recipe = request.recipe
     device = choose_device(recipe.engine.device, "engine.device")
     name = re.sub(r"[^\w.-]+", "_", f"spectrum-{Path(request.models[0].text).absolute().name}")
-    folder = terminal.make_folder(
-        Path(options.output) if options.output else Path(recipe.output) / name
-    )
-    opener = Opener(device, request.dataset, request.overrides)
-    for named in request.models:
-        if named.run is None:
-            opener.teacher_config(named)  # a wrong key is found before images are read
-    images: LabelledImages = getattr(open_splits(recipe), options.split)
-    groups = _groups(images, options, recipe.seed)
-    with ExitStack() as stack:
-        if recipe.engine.num_threads:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(recipe.engine.num_threads)
-        tell = stack.enter_context(Bar(terminal.stderr()))
-        lines: list[Measured] = []
+    place = Path(options.output) if options.output else Path(recipe.output) / name
+    asked = {key: value for key, value in vars(options).items() if key != "output"}
+    question = {**asked, "recipe": recipe.hash()}
+    with output_folder(place, "spectrum", question) as folder:
+        opener = Opener(device, request.dataset, request.overrides)
         for named in request.models:
-            network = opener.open(named)
-            _check(network, request.score, images, device, named)
-            lines += _measure(named, network, request, images, groups, device, tell)
-    _print(terminal.stdout(), lines, request, options)
-    _write(lines, request, options, folder)
+            if named.run is None:
+                opener.teacher_config(named)  # a wrong key is found before images are read
+        images: LabelledImages = getattr(open_splits(recipe), options.split)
+        groups = _groups(images, options, recipe.seed)
+        with ExitStack() as stack:
+            if recipe.engine.num_threads:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(recipe.engine.num_threads)
+            tell = stack.enter_context(Bar(terminal.stderr()))
+            lines: list[Measured] = []
+            for named in request.models:
+                network = opener.open(named)
+                _check(network, request.score, images, device, named)
+                lines += _measure(named, network, request, images, groups, device, tell)
+        _print(terminal.stdout(), lines, request, options)
+        _write(lines, request, options, folder)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from server.commands.teachers import teachers
 from server.failures import broken
 from server.interrupted_run import InterruptedRun, open_interrupted, unfinished_run
 from server.made_teacher import TEACHER, use_of
+from server.output_folder import output_folder
 from server.pictures.partition import plot_partition
 from server.progress import TerminalProgress
 from server.reporting.report import write_report
@@ -80,19 +81,20 @@ def partition(options: argparse.Namespace) -> None:
     print_partition(console, table)
     counts = divided.counts(splits.train.labels, splits.train.num_classes)
     print_divergence(console, counts, divided.client_names, splits.train.class_names)
-    folder = terminal.make_folder(Path(options.output or Path(recipe.output) / recipe.name))
-    picture, csv = folder / "partition.png", folder / "partition.csv"
-    described = folder / "partition.json"
-    title = f"{recipe.name}: training images per hospital and class"
-    plot_partition(counts, divided.client_names, splits.train.class_names, picture, title)
-    with files.replacing(csv) as part:
-        table.to_csv(part, index=False)
     settings = recipe.partition.model_dump(mode="json")
     text = manifest.to_json(
         manifest.describe(divided, splits.train, settings, recipe.seed, recipe.data_set())
     )
-    with files.replacing(described) as part:
-        part.write_text(text, encoding="utf-8")
+    place = Path(options.output or Path(recipe.output) / recipe.name)
+    with output_folder(place, "partition", {"manifest": text, "name": recipe.name}) as folder:
+        picture, csv = folder / "partition.png", folder / "partition.csv"
+        described = folder / "partition.json"
+        title = f"{recipe.name}: training images per hospital and class"
+        plot_partition(counts, divided.client_names, splits.train.class_names, picture, title)
+        with files.replacing(csv) as part:
+            table.to_csv(part, index=False)
+        with files.replacing(described) as part:
+            part.write_text(text, encoding="utf-8")
     print(f"partition hash {divided.hash}\n{picture}\n{csv}\n{described}")
     if options.sites:
         for path in write_sites(

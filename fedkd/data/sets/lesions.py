@@ -52,15 +52,15 @@ class LesionsConfig(Section):
     """Selects this data set."""
     size: int = Field(64, ge=16, le=256)
     """Width and height of the images in pixels, 16..256."""
-    num_train: int = Field(1600, ge=len(CLASS_NAMES))
+    num_train: int = Field(1600, ge=len(CLASS_NAMES), le=10_000_000)
     """Training images of all classes and hospitals together, >= 8."""
     imbalance_factor: float = Field(50.0, ge=1)
     """Training images of the largest class over those of the smallest, >= 1; 1 is balanced."""
-    num_val_per_class: int = Field(20, ge=1)
+    num_val_per_class: int = Field(20, ge=1, le=1_000_000)
     """Validation images of each class, >= 1."""
-    num_test_per_class: int = Field(50, ge=1)
+    num_test_per_class: int = Field(50, ge=1, le=1_000_000)
     """Test images of each class, >= 1."""
-    num_sites: int = Field(4, ge=1)
+    num_sites: int = Field(4, ge=1, le=10_000)
     """Number of hospitals, >= 1 and at most the training images of the largest class."""
     seed: int = Field(0, ge=0)
     """Seed of images, hospitals and case mix, >= 0. Independent of the seed of training."""

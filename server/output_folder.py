@@ -1,0 +1,64 @@
+"""Folders of a command's files: nothing of another question is written over, nothing empty left."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedkd import files
+from fedkd.errors import ConfigError
+from server import terminal
+
+
+@contextmanager
+def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iterator[Path]:
+    """Make the folder; the block writes into it, all that is slow included.
+
+    A note ``.made-by-<command>.json`` is left in it, by which the same command with the same
+    question is known: its files are made anew. Those of another question are refused at once. Ended
+    by an error, the block leaves no empty folder.
+
+    Args:
+        path: Of the folder.
+        command: Its files are ``<command>.*`` and ``<command>_*``.
+        question: What the files hang on, as plain values.
+
+    Raises:
+        ConfigError: Files of another question are there, or the folder cannot be made.
+    """
+    note = path / f".made-by-{command}.json"
+    text = json.dumps(question, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    try:
+        there = sorted([*path.glob(f"{command}.*"), *path.glob(f"{command}_*")])
+        known = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the folder {path}: {error}; choose another --output"
+        ) from None
+    if there and known != digest:
+        raise ConfigError(
+            f"{there[0]} is there already and answers another question than this command; nothing "
+            "is written over: choose another --output, or remove it"
+        )
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    terminal.make_folder(path)
+    try:
+        yield path
+        with files.replacing(note) as part:
+            part.write_text(digest + "\n", encoding="utf-8")
+    finally:
+        for one in missing:
+            with suppress(OSError):  # It is not empty.
+                one.rmdir()
+
+
+def new_file(path: Path) -> None:
+    """Refuse (ConfigError) a file of ``--output`` that is there already."""
+    if path.exists():
+        raise ConfigError(
+            f"--output {path} is there already, and nothing is written over; name another file, or "
+            "remove it"
+        )
