@@ -427,8 +427,10 @@ def _cells(rng: np.random.Generator, text: str) -> bytes:
     """Another value, or one field less or more, in some rows."""
     rows = [line.split(",") for line in text.rstrip("\n").split("\n")]
     odd = ("", " ", "nan", "NA", "-1", "1e9", "../x", "/etc/passwd", "im00.png", "im00", "train",
-           "a", "é", "😀", '"', '""', "'", ";", "\t", "x\ny", '"x\ny"', "0", "=1+1", "<b>",
-           "x" * 3000, "[/b]", "none", "None", ".", "..", "images", "true", "con\\x", "~", "1.0")  # fmt: skip
+           "a", "é", "😀", '"', '""', "'", ";", "\t", "x\ny", '"x\ny"', "0", "=1+1",
+           "<b>",
+           "x" * 3000, "[/b]",
+           "none", "None", ".", "..", "images", "true", "con\\x", "~", "1.0")  # fmt: skip
     for _ in range(int(rng.integers(1, 9))):
         row = rows[int(rng.integers(0, len(rows)))]
         at = int(rng.integers(0, len(row)))

@@ -76,7 +76,7 @@ def raise_one(arguments):
 
 def write_elsewhere(arguments):
     path = Path(tempfile.gettempdir(), "fedkd-fuzz-elsewhere")
-    path.touch()
+    path.write_text("")
     path.unlink()
     return 0
 

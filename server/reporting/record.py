@@ -146,7 +146,7 @@ def _read_rows(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> pd.D
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
     table = _read(path, texts, numbers)
-    bad = [name for name in table if name not in _TEXTS and not is_numeric_dtype(table[name])]
+    bad = [str(name) for name in table if name not in _TEXTS and not is_numeric_dtype(table[name])]
     bad += [
         name
         for name in _WHOLE
