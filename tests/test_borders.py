@@ -138,6 +138,7 @@ def test_damaged_summary_of_a_run_is_refused(change, said, run, capsys):
         ("rounds.csv", "\n1,", "\n1.5,", "round must hold numbers, and counts whole ones"),
         ("clients.csv", "partition_id", "id", "it has no column partition_id"),
         ("clients.csv", "\n1,0,", "\n1,9,", "it has the unknown partition_id 9"),
+        ("clients.csv", "bytes_down", "x", "it has no column bytes_down"),
         ("per_class.csv", "class", "x", "it has no column class"),
         ("per_class.csv", "\na,", "\nz,", "its classes are not a, b, c, d of summary.json"),
         ("partition.csv", "north", "east", "its clients or classes are not those of"),

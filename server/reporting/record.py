@@ -131,6 +131,13 @@ def read_record(path: Path) -> Record:
     counts = ("num_seen", "weight", "seconds")
     rounds = _read_rows(path / "rounds.csv", (), ("round", score, "seconds"))
     clients = _read_rows(path / "clients.csv", ("client",), ("round", "partition_id", *counts))
+    travelled = {"bytes_down", "bytes_up"}  # Older runs noted neither.
+    if len(rounds) and len(clients) and (noted := travelled & {*rounds, *clients}):
+        for name, table in (("rounds.csv", rounds), ("clients.csv", clients)):
+            if lacking := sorted(travelled - {*table}):
+                raise _damaged(
+                    path / name, f"it has no column {first_of(lacking)}, but {min(noted)} is noted"
+                )
     if "partition_id" in clients:
         known = clients["partition_id"].isin(range(len(run.summary["clients"])))
         if not known.all():
