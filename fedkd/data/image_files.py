@@ -107,10 +107,10 @@ def _decoded(
                 logger.info("read %d of %d images", first + len(chunk), len(files))
 
 
-def decode_file(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
+def decode_file(file: str | Path, size: int) -> npt.NDArray[np.uint8] | str:
     """Pixels, uint8 (3, size, size), or the reason why there are none."""
     try:
-        if not file.is_file() and file.exists():
+        if not os.path.isfile(file) and os.path.exists(file):
             return "is no regular file"
         with Image.open(file, formats=_formats()) as opened:
             opened.load()
