@@ -16,9 +16,9 @@ from server import terminal
 def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iterator[Path]:
     """Make the folder; the block writes into it, all that is slow included.
 
-    A note ``.made-by-<command>.json`` is left in it, by which the same command with the same
-    question is known: its files are made anew. Those of another question are refused at once. Ended
-    by an error, the block leaves no empty folder.
+    A note ``.made-by-<command>.json`` is left beside the files, by which the same command with the
+    same question is known: its files are made anew, also if it was ended in the middle. Those of
+    another question are refused at once. Ended by an error, the block leaves no empty folder.
 
     Args:
         path: Of the folder.
@@ -31,8 +31,13 @@ def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iter
     note = path / f".made-by-{command}.json"
     text = json.dumps(question, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def made() -> list[str]:
+        files_there = [*path.glob(f"{command}.*"), *path.glob(f"{command}_*")]
+        return sorted(file.name for file in files_there)
+
     try:
-        there = sorted([*path.glob(f"{command}.*"), *path.glob(f"{command}_*")])
+        there = made()
         known = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -40,16 +45,21 @@ def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iter
         ) from None
     if there and known != digest:
         raise ConfigError(
-            f"{there[0]} is there already and answers another question than this command; nothing "
-            "is written over: choose another --output, or remove it"
+            f"{path} has {', '.join(there)} already, of another command, other settings or other "
+            "data; nothing is written over: choose another --output, or remove them"
         )
     missing = [one for one in (path, *path.parents) if not one.exists()]
     terminal.make_folder(path)
     try:
+        try:
+            with files.replacing(note) as part:
+                part.write_text(digest + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write to {path}: {error}; choose another --output") from None
         yield path
-        with files.replacing(note) as part:
-            part.write_text(digest + "\n", encoding="utf-8")
     finally:
+        if not made():
+            note.unlink(missing_ok=True)
         for one in missing:
             with suppress(OSError):  # It is not empty.
                 one.rmdir()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import pytest
 
@@ -169,13 +170,21 @@ def test_files_of_another_question_are_not_written_over(tmp_path):
     with output_folder(folder, "probe", {"x": 1}) as place:
         (place / "probe.csv").write_text("again")
     with (
-        pytest.raises(ConfigError, match="answers another question"),
+        pytest.raises(ConfigError, match="nothing is written over"),
         output_folder(folder, "probe", {"x": 2}) as place,
     ):
         (place / "probe.csv").write_text("other")
     assert (folder / "probe.csv").read_text() == "again"
     with output_folder(folder, "spectrum", {"x": 2}) as place:
         assert place == folder
+
+
+def test_files_of_a_command_that_was_interrupted_are_made_anew(tmp_path):
+    for name in ("first", "again"):
+        with suppress(KeyboardInterrupt), output_folder(tmp_path, "probe", {}) as place:
+            (place / "probe.csv").write_text(name)
+            raise KeyboardInterrupt
+    assert (tmp_path / "probe.csv").read_text() == "again"
 
 
 def test_an_error_leaves_no_empty_folder_and_removes_none_that_was_there(tmp_path):
@@ -216,7 +225,7 @@ def test_division_of_another_seed_is_not_written_over(tmp_path, capsys):
     assert main(command) == 0
     text = (tmp_path / "out" / "partition.json").read_text()
     assert main([*command, "seed=1"]) == 2
-    assert "partition.csv is there already" in capsys.readouterr().err
+    assert "partition.csv, partition.json, partition.png already" in capsys.readouterr().err
     assert (tmp_path / "out" / "partition.json").read_text() == text
 
 

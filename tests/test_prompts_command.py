@@ -216,7 +216,10 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(run, capsys):
     blocked = run / "file"
     blocked.touch()
     assert "cannot make the folder" in refused(capsys, run, "--output", blocked / "x")
-    (run / "prompts" / "prompts_maps.png").mkdir()
+    assert main(["prompts", str(run)]) == 0
+    picture = run / "prompts" / "prompts_maps.png"
+    picture.unlink()
+    picture.mkdir()
     line = refused(capsys, run)
     assert f"cannot write to {run / 'prompts'}" in line
     assert "choose another --output" in line

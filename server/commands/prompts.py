@@ -50,7 +50,7 @@ def prompts(options: argparse.Namespace) -> None:
     run = open_run(Path(options.run))
     require_prompts(run)
     seed = run.recipe.seed if options.seed is None else options.seed
-    question = {"run": run.path.resolve(), "split": options.split, "images": options.images,
+    question = {"run": run.path.resolve().name, "split": options.split, "images": options.images,
                 "seed": seed}  # fmt: skip
     with output_folder(Path(options.output or run.path / PROMPTS), "prompts", question) as folder:
         experiment = run.experiment()
