@@ -225,7 +225,7 @@ def test_run_prints_tables_and_leaves_the_run_directory(recipe, capsys):
     summary = json.loads((path / "summary.json").read_text())
     assert f"student sha256 {summary['student_sha256']}\n" in out
     assert f"{summary['test']['balanced_accuracy']:.3f}" in out
-    assert len(list(path.iterdir())) == 15
+    assert len(list(path.iterdir())) == 14
     assert f"report {path / 'report.html'}\n" in out
     assert [line for line in err.splitlines() if "loss" in line][-1].startswith("round 2/2")
 
@@ -251,7 +251,7 @@ def test_partition_prints_the_table_and_writes_picture_csv_and_manifest(recipe, 
     out = capsys.readouterr().out
     assert "hospital_0" in out
     assert re.search(r"^partition hash \w{64}$", out, re.MULTILINE)
-    names = {"partition.csv", "partition.json", "partition.png"}
+    names = {".made-by-partition.json", "partition.csv", "partition.json", "partition.png"}
     assert {path.name for path in Path("out").iterdir()} == names
     table = pd.read_csv("out/partition.csv")
     assert table["total"].sum() == 64

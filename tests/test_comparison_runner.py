@@ -209,7 +209,7 @@ def test_no_comparison_and_a_damaged_one_are_told(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Outcome.load(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / 'comparison.json'} is damaged (KeyError: 'name'); the same `fedkd compare` "
+        f"{tmp_path / 'comparison.json'} is damaged (KeyError: 'cells'); the same `fedkd compare` "
         "writes it anew from the finished runs"
     )
 

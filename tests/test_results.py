@@ -24,7 +24,6 @@ FILES = {
     "partition.json",
     "predictions_test.csv", "predictions_clients.csv", "student.safetensors",
     "best_student.safetensors", "curves.png", "summary.json", "prompts",
-    "checkpoint",
 }  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_the_command_partition_prints_the_ratio_with_and_without_the_section(tmp
     plain, tail = "long_tail.seed=0", "long_tail.imbalance_factor=2"
     said = []
     for override in (plain, tail):
-        assert main(["partition", str(path), override, "--output", str(tmp_path / "out")]) == 0
+        assert main(["partition", str(path), override, "--output", str(tmp_path / override)]) == 0
         out, err = capsys.readouterr()
         said.append([line for line in out.splitlines() if line.startswith("largest : smallest")])
         assert ("long tail: " in err) == (override == tail)
