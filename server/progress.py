@@ -74,7 +74,9 @@ class TerminalProgress(Observer):
         self._bar.update(self._rounds, completed=len(board.rounds))
         row = board.rounds[-1]
         val = "val by kNN" if board.experiment.scored_by_neighbours else "val"
-        asked = row["num_clients"] + row["num_failed"]
+        failed = f"{row['num_failed']} failed"
+        if row["num_clients"]:
+            failed = f"{row['num_failed']} of {row['num_clients'] + row['num_failed']} failed"
         parts = [
             f"round {row['round']}/{self._num_rounds}",
             f"loss {row['train_loss']:.3f}" if row["num_clients"] else "STUDENT KEPT",
@@ -83,7 +85,7 @@ class TerminalProgress(Observer):
             f"mcc {row['val_mcc']:.3f}",
             f"tail recall {row['val_recall_tail']:.3f}",
             f"{row['seconds']:.1f} s",
-            *([f"{row['num_failed']} of {asked} failed"] if row["num_failed"] else []),
+            *([failed] if row["num_failed"] else []),
         ]
         self._say("  ".join(parts))
 

@@ -72,7 +72,7 @@ def test_a_round_with_too_few_survivors_is_recorded_shown_and_survived(kept):
         "and will end with exit code 1"
     ) in said
     assert "round 2/4  STUDENT KEPT  val:" in lines[1]
-    assert lines[1].endswith(" s  2 of 2 failed")
+    assert lines[1].endswith(" s  2 failed")
     assert (result.path / "curves.png").exists()
     page = ElementTree.fromstring(write_report(result.path).read_text(encoding="utf-8"))
     texts = (" ".join("".join(one.itertext()).split()) for one in page.iter())
@@ -180,6 +180,19 @@ def test_the_command_prints_the_results_and_ends_with_1(recipe, failing, capsys)
         "fedkd: the failure policy was broken in round 2: too few clients were left, and the "
         "student stayed as it was (failures.policy = 'continue'); failures.csv and the log say why"
     )
+
+
+def test_a_run_that_keeps_the_student_in_every_round_is_reported_without_warnings(
+    run, failing, tmp_path, recwarn, opened
+):
+    failing(lost(1))
+    text = io.StringIO()
+    changes = {**PLAIN, **CONTINUE, "num_rounds": 1}
+    with TerminalProgress(Console(file=text, width=200), opened(**changes)) as display:
+        result = run(**changes, output=tmp_path, observers=[display])
+    assert text.getvalue().splitlines()[-1].endswith(" s  2 failed"), "and one did not"
+    assert "kept the student as it was in round 1" in write_report(result.path).read_text()
+    assert not [one.message for one in recwarn if "legend" in str(one.message)]
 
 
 # Texts

@@ -57,9 +57,11 @@ def draw_curves(rounds: Sequence[pd.DataFrame], chosen: Sequence[int], theme: Th
         _finish(axes, title, theme)
         for number in set(chosen):
             axes.axvline(number, color=theme.soft, linestyle=(0, (2, 2)), linewidth=0.8, zorder=0)
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8, handlelength=1.8
-        )
+        if axes.get_legend_handles_labels()[0]:  # no losses if all rounds kept the student
+            where = (0.5, -0.2)
+            axes.legend(
+                loc="upper center", bbox_to_anchor=where, ncols=2, fontsize=8, handlelength=1.8
+            )
     for axes in panels[:2]:
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1)
     return figure
