@@ -1,6 +1,7 @@
 """An experiment, opened: the images, clients, teacher and device that a recipe names."""
 
 import copy
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from fedkd.data.thinning import thin
 from fedkd.device import choose_device
 from fedkd.errors import ConfigError, DataError, PartitionError, StudentError
 from fedkd.held_out import divide_held_out
+from fedkd.models import states
 from fedkd.models.factory import build_student
 from fedkd.models.student import Student, load_initial
 from fedkd.partition import Partition
@@ -47,6 +49,7 @@ logger = logging.getLogger(__name__)
 InitialStudent = nn.Module | Mapping[str, Tensor]
 HeldOut = Literal["val", "test"]
 WITH_TEACHER = ("ekd", "fopro")
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,26 @@ class Experiment:
             "initial_student": self.initial_student is not None,
         }
         return tuple(name for name, is_given in own.items() if is_given)
+
+    def given_sha256(self) -> dict[str, str]:
+        """SHA-256 of the images and of the teachers that are the caller's own; empty if none are.
+
+        No recipe names them: by these a run that goes on knows whether it was given the same.
+        """
+        found = {}
+        if self.images_given and not self.is_at_hospitals:
+            digest = hashlib.sha256()
+            for split in (self.splits.train, self.splits.val, self.splits.test):
+                digest.update(str((split.images.shape, split.images.dtype)).encode())
+                digest.update(split.labels.tobytes() + split.sites.tobytes())
+                for start in range(0, len(split), _AT_ONCE):
+                    rows = split.images[start : start + _AT_ONCE]
+                    digest.update(np.ascontiguousarray(rows).tobytes())
+            found["images"] = digest.hexdigest()
+        if self.teacher_given:
+            hashes = [states.sha256(teacher.state_dict()) for teacher in self.teachers]
+            found["teacher"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return found
 
     @property
     def is_at_hospitals(self) -> bool:

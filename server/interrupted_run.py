@@ -67,6 +67,13 @@ class InterruptedRun(OpenedRun):
                 f"hash {experiment.partition.hash[:12]}, then "
                 f"{str(self.summary['partition_hash'])[:12]}); give it the images that it had"
             )
+        for name, digest in experiment.given_sha256().items():
+            if digest != (had := self.summary.get("given_sha256", {}).get(name)):
+                raise ConfigError(
+                    f"the {name} given to {self.path} differ from what it was given when it began "
+                    f"(sha256 {digest[:12]}, then {str(had)[:12]}); give it the same, hospitals in "
+                    "the same order"
+                )
         initial = states.sha256(experiment.build_student().state_dict())
         if initial != (begun := self.summary.get("initial_student_sha256")):
             raise ConfigError(

@@ -62,7 +62,7 @@ class RunDirectory(Observer):
         self.notes: dict[str, Any] = {}
         self._experiment = experiment
         self._mode = mode
-        self._initial = ""
+        self._begun: dict[str, Any] = {}
         self._failed: dict[str, Any] = {}
         self._started = time.perf_counter()
         self._rounds = GrowingTable(path / "rounds.csv")
@@ -95,7 +95,9 @@ class RunDirectory(Observer):
                 ) from None
         directory = cls(path, experiment, mode)
         initial = experiment.build_student().state_dict()
-        directory._initial = states.sha256(initial)
+        directory._begun["initial_student_sha256"] = states.sha256(initial)
+        if given := experiment.given_sha256():
+            directory._begun["given_sha256"] = given
         with directory._writing():
             directory._write_text("config.toml", config.dump(recipe))
             directory._write_partition()
@@ -108,7 +110,8 @@ class RunDirectory(Observer):
     def reopen(cls, run: OpenedRun, experiment: Experiment) -> "RunDirectory":
         """That of an interrupted run, which goes on as ``experiment`` in the same directory."""
         directory = cls(run.path, experiment, run.summary["mode"])
-        directory._initial = run.summary["initial_student_sha256"]
+        begun = ("initial_student_sha256", "given_sha256")
+        directory._begun = {key: run.summary[key] for key in begun if key in run.summary}
         kept = ("resumed_after", "checkpoints_missed")
         directory.notes = {key: run.summary[key] for key in kept if key in run.summary}
         return directory
@@ -239,8 +242,8 @@ class RunDirectory(Observer):
             save_file({key: t.contiguous() for key, t in tensors.items()}, part)
 
     def _write_summary(self, values: dict[str, Any]) -> dict[str, Any]:
-        begun = {"initial_student_sha256": self._initial}
-        summary = {**identity(self._experiment, self._mode), **begun, **values, **self.notes}
+        known = {**identity(self._experiment, self._mode), **self._begun}
+        summary = {**known, **values, **self.notes}
         summary.setdefault("seconds", time.perf_counter() - self._started)
         self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,10 @@ def test_other_images_another_student_and_another_recipe_are_refused(path, hospi
                                     *hospitals["sites"][1:]]}  # fmt: skip
     text = refusal(path, error=DataError, **fewer)
     assert "are divided otherwise than when it began" in text
+    flipped = replace(hospitals["val"], images=hospitals["val"].images[..., ::-1])
+    text = refusal(path, **{**hospitals, "val": flipped})
+    assert "the images given to" in text
+    assert "differ from what it was given when it began" in text
     change(path, initial_student_sha256="0" * 64)
     assert "is another than when it began" in refusal(path, **hospitals)
     file = path / "config.toml"
