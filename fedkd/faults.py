@@ -53,6 +53,12 @@ class FaultsConfig(Section):
             return value
         return [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value]
 
+    @field_validator("attack", mode="before")
+    @classmethod
+    def _nan_is_a_name(cls, value: Any) -> Any:
+        # attack=nan of the command line is a number in TOML.
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
+
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         table: tuple[tuple[str, Mapping[str, float], str, float, float], ...] = (
@@ -79,7 +85,7 @@ class FaultsConfig(Section):
         """What is simulated, in one line; empty if nothing is."""
 
         def listed(values: Mapping[str, float], what: str) -> str:
-            return ", ".join(f"{name} {what} {value:g}" for name, value in values.items())
+            return ", ".join(f"client {name} {what} {value:g}" for name, value in values.items())
 
         words = []
         if self.dropout:
@@ -98,5 +104,6 @@ class FaultsConfig(Section):
             words.append(listed(self.label_noise, "has other labels with probability"))
         if self.byzantine:
             scale = "" if self.attack == "nan" else f" x {self.attack_scale:g}"
-            words.append(f"{', '.join(self.byzantine)} sends wrong updates ({self.attack}{scale})")
+            who = ", ".join(f"client {name}" for name in self.byzantine)
+            words.append(f"{who} sends wrong updates ({self.attack}{scale})")
         return "; ".join(words)

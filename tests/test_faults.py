@@ -125,6 +125,10 @@ def test_only_what_is_simulated_is_in_the_hash_of_a_recipe(make_recipe):
     assert not FaultsConfig(attack="noise", attack_scale=9).is_given
 
 
+def test_the_attack_nan_needs_no_quotes_on_the_command_line():
+    assert config.load(Recipe, None, ["faults.attack=nan"]).faults.attack == "nan"
+
+
 def test_what_is_simulated_in_one_line():
     values = {
         "dropout": 0.3, "stragglers": 0.25, "delay_mean": 2, "joins": {"west": 3},
@@ -133,13 +137,13 @@ def test_what_is_simulated_in_one_line():
     }  # fmt: skip
     assert FaultsConfig(**values).in_words() == (
         "a client drops out of a round with probability 0.3; a client is slow with probability "
-        "0.25 (exponential delay, mean 2 times its usual time) and sends what it has; west joins "
-        "in round 3; 0 leaves in round 9; south has other labels with probability 0.2; 1 sends "
-        "wrong updates (scale x 100)"
+        "0.25 (exponential delay, mean 2 times its usual time) and sends what it has; client west "
+        "joins in round 3; client 0 leaves in round 9; client south has other labels with "
+        "probability 0.2; client 1 sends wrong updates (scale x 100)"
     )
     words = FaultsConfig(stragglers=0.5, partial_work=False, byzantine=["a", "b"], attack="nan")
     assert words.in_words() == (
         "a client is slow with probability 0.5 (exponential delay, mean 1 times its usual time) "
-        "and is waited for; a, b sends wrong updates (nan)"
+        "and is waited for; client a, client b sends wrong updates (nan)"
     )
     assert FaultsConfig().in_words() == ""

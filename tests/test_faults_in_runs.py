@@ -379,6 +379,7 @@ def test_hospitals_with_their_own_images_refuse_simulated_trouble(make_recipe, t
     with pytest.raises(ConfigError) as caught:
         open_site(make_recipe(faults={"label_noise": {"0": 0.2}}), 0, 3, tmp_path)
     assert str(caught.value) == (
-        "faults simulates trouble (0 has other labels with probability 0.2), but where hospitals "
-        "have their own images nothing is simulated; leave the section out, or simulate all"
+        "faults simulates trouble (client 0 has other labels with probability 0.2), but where "
+        "hospitals have their own images nothing is simulated; leave the section out, or "
+        "simulate all"
     )
