@@ -80,7 +80,7 @@ def _add(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _add_overrides(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
 
 
 def _add_shortcut(commands: Subparsers) -> None:

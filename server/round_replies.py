@@ -106,7 +106,7 @@ class RoundReplies:
         }
         if found:
             logger.info(
-                "%d of %d clients have replied in round %d before the run was interrupted",
+                "%d of %d clients had replied in round %d before the run was interrupted",
                 len(found),
                 len(messages),
                 round_number,
