@@ -13,41 +13,38 @@ from server import terminal
 
 
 @contextmanager
-def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iterator[Path]:
+def output_folder(
+    given: Path | str | None, default: Path, command: str, question: Mapping[str, Any]
+) -> Iterator[Path]:
     """Make the folder; the block writes into it, all that is slow included.
 
     A note ``.made-by-<command>.json`` is left beside the files, by which the same command with the
     same question is known: its files are made anew, also if it was ended in the middle. Those of
-    another question are refused at once. Ended by an error, the block leaves no empty folder.
+    another question are refused at once in a folder that the user named; by default a folder beside
+    is taken, whose name ends in -2 and so on. Ended by an error, the block leaves no empty folder.
 
     Args:
-        path: Of the folder.
+        given: The folder that the user named, if he did.
+        default: Otherwise.
         command: Its files are ``<command>.*`` and ``<command>_*``.
         question: What the files hang on, as plain values.
 
     Raises:
         ConfigError: Files of another question are there, or the folder cannot be made.
     """
-    note = path / f".made-by-{command}.json"
     text = json.dumps(question, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
-
-    def made() -> list[str]:
-        files_there = [*path.glob(f"{command}.*"), *path.glob(f"{command}_*")]
-        return sorted(file.name for file in files_there)
-
-    try:
-        there = made()
-        known = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read the folder {path}: {error}; choose another --output"
-        ) from None
-    if there and known != digest:
-        raise ConfigError(
-            f"{path} has {', '.join(there)} already, of another command, other settings or other "
-            "data; nothing is written over: choose another --output, or remove them"
-        )
+    path = default if given is None else Path(given)
+    number = 1
+    while there := _of_another_question(path, command, digest):
+        if given is not None:
+            raise ConfigError(
+                f"{path} has {', '.join(there)} already, of another command, other settings or "
+                "other data; nothing is written over: choose another --output, or remove them"
+            )
+        number += 1
+        path = default.with_name(f"{default.name}-{number}")
+    note = _note(path, command)
     missing = [one for one in (path, *path.parents) if not one.exists()]
     terminal.make_folder(path)
     try:
@@ -58,11 +55,32 @@ def output_folder(path: Path, command: str, question: Mapping[str, Any]) -> Iter
             raise ConfigError(f"cannot write to {path}: {error}; choose another --output") from None
         yield path
     finally:
-        if not made():
+        if not _made(path, command):
             note.unlink(missing_ok=True)
         for one in missing:
             with suppress(OSError):  # It is not empty.
                 one.rmdir()
+
+
+def _note(path: Path, command: str) -> Path:
+    return path / f".made-by-{command}.json"
+
+
+def _made(path: Path, command: str) -> list[str]:
+    there = [*path.glob(f"{command}.*"), *path.glob(f"{command}_*")]
+    return sorted(file.name for file in there)
+
+
+def _of_another_question(path: Path, command: str, digest: str) -> list[str]:
+    """Names of a command's files in a folder, unless they are of this very question."""
+    note = _note(path, command)
+    try:
+        known = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        return [] if known == digest else _made(path, command)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read the folder {path}: {error}; choose another --output"
+        ) from None
 
 
 def new_file(path: Path) -> None:

@@ -165,23 +165,33 @@ def test_record_of_a_whole_run_is_read(whole_run):
 
 def test_files_of_another_question_are_not_written_over(tmp_path):
     folder = tmp_path / "a" / "b"
-    with output_folder(folder, "probe", {"x": 1}) as place:
+    with output_folder(folder, tmp_path, "probe", {"x": 1}) as place:
         (place / "probe.csv").write_text("first")
-    with output_folder(folder, "probe", {"x": 1}) as place:
+    with output_folder(folder, tmp_path, "probe", {"x": 1}) as place:
         (place / "probe.csv").write_text("again")
     with (
         pytest.raises(ConfigError, match="nothing is written over"),
-        output_folder(folder, "probe", {"x": 2}) as place,
+        output_folder(folder, tmp_path, "probe", {"x": 2}) as place,
     ):
         (place / "probe.csv").write_text("other")
     assert (folder / "probe.csv").read_text() == "again"
-    with output_folder(folder, "spectrum", {"x": 2}) as place:
+    with output_folder(folder, tmp_path, "spectrum", {"x": 2}) as place:
         assert place == folder
+
+
+def test_by_default_another_question_has_a_folder_beside(tmp_path):
+    default, places = tmp_path / "probe", []
+    for question in (1, 2, 1, 3):
+        with output_folder(None, default, "probe", {"x": question}) as place:
+            (place / "probe.csv").write_text(str(question))
+        places.append(place.name)
+    assert places == ["probe", "probe-2", "probe", "probe-3"]
+    assert (default / "probe.csv").read_text() == "1"
 
 
 def test_files_of_a_command_that_was_interrupted_are_made_anew(tmp_path):
     for name in ("first", "again"):
-        with suppress(KeyboardInterrupt), output_folder(tmp_path, "probe", {}) as place:
+        with suppress(KeyboardInterrupt), output_folder(tmp_path, tmp_path, "probe", {}) as place:
             (place / "probe.csv").write_text(name)
             raise KeyboardInterrupt
     assert (tmp_path / "probe.csv").read_text() == "again"
@@ -191,7 +201,7 @@ def test_an_error_leaves_no_empty_folder_and_removes_none_that_was_there(tmp_pat
     there = tmp_path / "there"
     there.mkdir()
     for folder in (there, there / "new" / "newer"):
-        with pytest.raises(DataError), output_folder(folder, "probe", {}):
+        with pytest.raises(DataError), output_folder(folder, tmp_path, "probe", {}):
             raise DataError("late")
     assert list(tmp_path.rglob("*")) == [there]
 

@@ -42,7 +42,7 @@ def probe(options: argparse.Namespace) -> None:
     recipe = probed_recipe(options.teacher, options.dataset, options.overrides)
     device = choose_device(recipe.engine.device, "engine.device")
     question = {"recipe": recipe.hash(), "teacher": recipe.teacher.checkpoint, "test": options.test}
-    with output_folder(_place(options.output, recipe), "probe", question) as folder:
+    with output_folder(options.output, _place(recipe), "probe", question) as folder:
         # The file of weights first: a missing one is found in no time, images take theirs.
         teacher = open_teacher(recipe.teacher).to(device).to(memory_format=torch.channels_last)
         card = _card(recipe.teacher)
@@ -121,9 +121,9 @@ def _label(teacher: OneTeacherConfig) -> str:
     return Path(teacher.checkpoint).stem if teacher.name == zoo.PRETRAINED else teacher.name
 
 
-def _place(output: str | None, recipe: Recipe) -> Path:
+def _place(recipe: Recipe) -> Path:
     name = re.sub(r"[^\w.-]+", "_", f"probe-{_label(recipe.teacher)}-{recipe.data.name}")
-    return Path(output) if output else Path(recipe.output) / name
+    return Path(recipe.output) / name
 
 
 def _print(console: Console, rows: Sequence[worth.Row], title: str) -> None:

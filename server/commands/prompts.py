@@ -52,7 +52,7 @@ def prompts(options: argparse.Namespace) -> None:
     seed = run.recipe.seed if options.seed is None else options.seed
     question = {"run": run.path.resolve().name, "split": options.split, "images": options.images,
                 "seed": seed}  # fmt: skip
-    with output_folder(Path(options.output or run.path / PROMPTS), "prompts", question) as folder:
+    with output_folder(options.output, run.path / PROMPTS, "prompts", question) as folder:
         experiment = run.experiment()
         hospitals, left_out = open_prompts(run, experiment, options.split, options.images, seed)
         planes = [one.plane for one in hospitals]

@@ -16,5 +16,5 @@ def report(options: argparse.Namespace) -> None:
         # A page of a run in its own directory is the run's: it is made anew as the run goes on.
         print(write_report(*options.runs, output=options.output))
         return
-    with output_folder(Path(options.output), "report", {"runs": runs}) as folder:
+    with output_folder(options.output, Path(), "report", {"runs": runs}) as folder:
         print(write_report(*options.runs, output=folder))

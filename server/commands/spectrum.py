@@ -46,10 +46,10 @@ def spectrum(options: argparse.Namespace) -> None:
     recipe = request.recipe
     device = choose_device(recipe.engine.device, "engine.device")
     name = re.sub(r"[^\w.-]+", "_", f"spectrum-{Path(request.models[0].text).absolute().name}")
-    place = Path(options.output) if options.output else Path(recipe.output) / name
+    place = Path(recipe.output) / name
     asked = {key: value for key, value in vars(options).items() if key != "output"}
     question = {**asked, "recipe": recipe.hash()}
-    with output_folder(place, "spectrum", question) as folder:
+    with output_folder(options.output, place, "spectrum", question) as folder:
         opener = Opener(device, request.dataset, request.overrides)
         for named in request.models:
             if named.run is None:

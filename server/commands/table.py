@@ -57,8 +57,9 @@ def partition(options: argparse.Namespace) -> None:
     text = manifest.to_json(
         manifest.describe(divided, splits.train, settings, recipe.seed, recipe.data_set())
     )
-    place = Path(options.output or Path(recipe.output) / recipe.name)
-    with output_folder(place, "partition", {"manifest": text, "name": recipe.name}) as folder:
+    question = {"manifest": text, "name": recipe.name}
+    place = Path(recipe.output) / recipe.name
+    with output_folder(options.output, place, "partition", question) as folder:
         picture, csv = folder / "partition.png", folder / "partition.csv"
         described = folder / "partition.json"
         title = f"{recipe.name}: training images per hospital and class"
