@@ -233,7 +233,7 @@ def test_a_partition_id_that_is_no_number_is_refused_in_a_line(small, tmp_path, 
     with pytest.raises(ClientFailure) as failed:
         call_roll(grid, 3)
     assert str(failed.value) == (
-        f"client 100 failed: this node's partition-id is '{given}'; give it one of 0, 1, 2 ... in "
+        f"node 100 failed: this node's partition-id is '{given}'; give it one of 0, 1, 2 ... in "
         "--node-config"
     )
 
@@ -276,7 +276,7 @@ def test_a_recipe_that_is_nowhere_is_said_with_the_places_to_the_hospital_alone(
     with pytest.raises(ClientFailure) as failed:
         call_roll(grid, 3, describe=True)
     assert str(failed.value) == (
-        "client 100 failed: client 0 failed (ConfigError); its own log says why, which does not "
+        "node 100 failed: client 0 failed (ConfigError); its own log says why, which does not "
         "leave the hospital, as it may name files and patients"
     )
     assert f"neither {tmp_path}/configs/nowhere.toml nor" in caplog.text
