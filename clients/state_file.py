@@ -71,15 +71,18 @@ def read_state(path: Path) -> State:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     if words[_SHA256] and words[_SHA256] != _sha256(tensors, words):
         raise SafetensorError(f"{path} is damaged: its checksum is not that of what it holds")
-    layout: dict[str, dict[str, str]] = json.loads(words[_LAYOUT])
     has_gpu = torch.cuda.is_available()
-    return {
-        part: {
-            name: tensors[f"{part}/{name}"].to(device if has_gpu else "cpu")
-            for name, device in devices.items()
+    try:
+        layout: dict[str, dict[str, str]] = json.loads(words[_LAYOUT])
+        return {
+            part: {
+                name: tensors[f"{part}/{name}"].to(device if has_gpu else "cpu")
+                for name, device in devices.items()
+            }
+            for part, devices in layout.items()
         }
-        for part, devices in layout.items()
-    }
+    except (AttributeError, KeyError, RecursionError, RuntimeError, ValueError) as error:
+        raise SafetensorError(f"{path} is damaged: its layout is {error}") from None
 
 
 def read_notes(path: Path) -> dict[str, int | float | str]:
@@ -92,7 +95,7 @@ def read_notes(path: Path) -> dict[str, int | float | str]:
         words = _words(file.metadata(), path)
     try:
         notes: dict[str, int | float | str] = json.loads(words[_NOTES])
-    except json.JSONDecodeError:
+    except (RecursionError, ValueError):
         raise SafetensorError(f"{path} is damaged: its notes cannot be read") from None
     return notes
 

@@ -223,4 +223,5 @@ def _files(client: Path) -> Sequence[tuple[int, Path]]:
     if not client.is_dir():
         return []
     found = ((_FILE.fullmatch(path.name), path) for path in client.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
+    # Reading a pipe would not end.
+    return sorted((int(m[1]), path) for m, path in found if m and path.is_file())

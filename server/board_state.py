@@ -4,15 +4,21 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fedkd import files
 from fedkd.metrics import Evaluation
 from server.failures import Failure
 from server.round_rows import Row
 from server.scoreboard import Scoreboard
+
+_LINE: TypeAdapter[Any] = TypeAdapter(
+    tuple[list[dict[str, int | float]], list[dict[str, int | float | str]], list[Failure]]
+)
+"""What is new in each table; only names of clients are texts."""
 
 
 class Rows:
@@ -46,13 +52,20 @@ class Rows:
 
     @staticmethod
     def read(data: bytes) -> "ReadRows":
-        """All rows of a good beginning."""
+        """All rows of a good beginning.
+
+        Raises:
+            ValueError, RecursionError: They are none.
+        """
         read = ReadRows()
         for line in data.splitlines():
             rounds, clients, failures = json.loads(line)
+            read.failures += _LINE.validate_python((rounds, clients, failures))[2]
             read.rounds += rounds
             read.clients += clients
-            read.failures += [Failure(**values) for values in failures]
+        for row in read.clients:
+            if any(isinstance(value, str) != (key == "client") for key, value in row.items()):
+                raise ValueError("a row of a client has a text for a number")
         read.written._bytes = len(data)
         read.written._hash.update(data)
         read.written._counts = (len(read.rounds), len(read.clients), len(read.failures))
@@ -80,7 +93,10 @@ def plain(scores: Evaluation | None) -> dict[str, Any]:
 
 
 def evaluation(values: dict[str, Any]) -> Evaluation:
-    """The scores again."""
+    """The scores again; if they are none, any of :data:`server.checkpoint_files.MALFORMED`."""
+    for name, kind in get_type_hints(Evaluation).items():
+        if kind in (int, float) and not isinstance(values[name], int | float):
+            raise TypeError(f"{name} is no number")
     per_site = {
         name: np.array(rows, np.int64) for name, rows in values["confusion_per_site"].items()
     }

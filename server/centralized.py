@@ -65,7 +65,7 @@ def run_centralized(
 
     board = Scoreboard(experiment, ask if experiment.predicts_locally else None)
     arrays = node.initial_arrays()
-    if checkpoints and (begun := checkpoints.restore(board, observer)):
+    if checkpoints and (begun := checkpoints.restore(board, arrays, observer)):
         arrays = begun.arrays
         state = state_folder.load(checkpoints.states, 0, begun.round + 1)
     for number in range(len(board.rounds) + 1, recipe.num_rounds + 1):

@@ -24,10 +24,13 @@ from clients import state_folder
 from clients.node import State
 from fedkd.checkpointing import CheckpointConfig
 from fedkd.errors import ConfigError
+from fedkd.metrics import Evaluation
 from server import board_state
 from server.checkpoint_files import (
+    MALFORMED,
     Groups,
     Unusable,
+    check_manifest,
     manifest_path,
     manifest_paths,
     read_checked,
@@ -126,6 +129,7 @@ class Checkpoints:
     def restore(
         self,
         board: Scoreboard,
+        initial: Arrays,
         observer: Observer | None = None,
         replied: Callable[[int, Arrays | None], Collection[int]] | None = None,
     ) -> Checkpoint | None:
@@ -136,6 +140,7 @@ class Checkpoints:
 
         Args:
             board: Of this run, without any round yet.
+            initial: What travels before the first round: its names, shapes and dtypes stay.
             observer: Told that the run goes on.
             replied: Gives, for the first round that comes and the arrays that it begins with (None:
                 the initial ones), the clients whose replies are stored.
@@ -148,10 +153,10 @@ class Checkpoints:
         """
         if not self.resumes:
             return None
-        found = self._latest(board)
+        found = self._latest(board, initial)
         last = found.round if found else 0
         for number, path in manifest_paths(self.folder).items():
-            if number not in self._manifests:
+            if number not in self._manifests and not path.is_dir():
                 path.unlink()
         kept = replied(last + 1, found.arrays if found else None) if replied else ()
         state_folder.forget_after(self.states, last, kept)
@@ -257,15 +262,16 @@ class Checkpoints:
         best = {manifest["best"]["round"] for manifest in self._manifests.values()}
         state_folder.prune(self.states, sorted(best | set(self._manifests)))
 
-    def _latest(self, board: Scoreboard) -> Checkpoint | None:
+    def _latest(self, board: Scoreboard, initial: Arrays) -> Checkpoint | None:
         paths = manifest_paths(self.folder)
         found, reasons = None, []
         for number, path in paths.items():
             try:
                 manifest = read_manifest(path)
                 self._check_identity(path, manifest)
+                check_manifest(path, manifest)
                 if found is None:
-                    found = self._read(manifest, board)
+                    found = self._read(number, manifest, board, initial)
                 self._manifests[number] = manifest
             except Unusable as reason:
                 reasons.append(str(reason))
@@ -292,17 +298,17 @@ class Checkpoints:
                     "the one that began it"
                 )
 
-    def _read(self, manifest: Mapping[str, Any], board: Scoreboard) -> Checkpoint:
+    def _read(
+        self, number: int, manifest: Mapping[str, Any], board: Scoreboard, initial: Arrays
+    ) -> Checkpoint:
         """All files of a checkpoint, checked before the board is changed."""
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, expected in manifest["files"].items():
-            groups |= read_tensors(self.folder / name, expected)
-        told = manifest["rows"]
-        data = read_checked(self.folder / ROWS, told["sha256"], told["bytes"])
-        rows = board_state.Rows.read(data)
-        number = manifest["round"]
+        try:
+            read = _Read.of(self.folder, number, manifest, initial)
+        except MALFORMED as error:
+            told = " ".join(str(error).split())[:200]
+            raise Unusable(f"what follows from round-{number}.json is damaged: {told}") from None
         # An earlier file must not stand in for the one that is missing.
-        last = {row["partition_id"]: row["round"] for row in rows.clients}
+        last = {row["partition_id"]: row["round"] for row in read.rows.clients}
         lost = set(state_folder.check(self.states, number, sorted(last))) | {
             client
             for client, trained in last.items()
@@ -310,26 +316,69 @@ class Checkpoints:
         }
         if lost:
             raise Unusable(f"what clients {sorted(lost)} remember is missing or damaged")
-        arrays, best = (
-            {name: groups[group][name] for name in manifest["names"][group]}
-            for group in (_ARRAYS, _BEST)
-        )
         if (now := _where(board)) != (then := manifest["where"]):
             logger.warning("the run was on %s, and goes on on %s: the last bits may differ",
                            then, now)  # fmt: skip
+        read.rows.put_into(board)
+        board.latest, board.best_arrays = student_arrays(read.arrays), read.best
+        board.own, board.best_own = read.own, read.best_own
+        board.best_round, board.best_val = read.best_round, read.best_val
+        board.go_on(read.seconds)
+        self._rows = read.rows.written
+        return Checkpoint(number, read.arrays, read.strategy)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a manifest and the files that it names hold."""
+
+    rows: board_state.ReadRows
+    arrays: dict[str, Tensor]
+    best: dict[str, Tensor]
+    strategy: dict[str, npt.NDArray[Any]]
+    own: dict[int, npt.NDArray[Any]]
+    best_own: dict[int, npt.NDArray[Any]]
+    best_round: int
+    best_val: Evaluation
+    seconds: float
+
+    @classmethod
+    def of(cls, folder: Path, number: int, manifest: Mapping[str, Any], initial: Arrays) -> "_Read":
+        """Read them; any of MALFORMED if they are not what was written."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, expected in manifest["files"].items():
+            groups |= read_tensors(folder / name, expected)
+        told, best = manifest["rows"], manifest["best"]
+        rows = board_state.Rows.read(read_checked(folder / ROWS, told["sha256"], told["bytes"]))
+        rounds = [row["round"] for row in rows.rounds]
+        if len(rounds) != number or rounds != list(range(1, number + 1)):
+            raise ValueError(f"{ROWS} has other rounds")
         own, best_own = (
             {int(client): t.numpy() for client, t in groups.get(group, {}).items()}
             for group in (_OWN, _BEST_OWN)
         )
-        rows.put_into(board)
-        board.latest, board.best_arrays = student_arrays(arrays), best
-        board.own, board.best_own = own, best_own
-        board.best_round = manifest["best"]["round"]
-        board.best_val = board_state.evaluation(manifest["best"]["val"])
-        board.go_on(manifest["seconds"])
-        self._rows = rows.written
-        strategy = {name: tensor.numpy() for name, tensor in groups.get(_STRATEGY, {}).items()}
-        return Checkpoint(number, arrays, strategy)
+        return cls(
+            rows=rows,
+            arrays=_like(initial, groups.get(_ARRAYS, {}), manifest["names"][_ARRAYS]),
+            best=_like(student_arrays(initial), groups.get(_BEST, {}), manifest["names"][_BEST]),
+            strategy={name: t.numpy() for name, t in groups.get(_STRATEGY, {}).items()},
+            own=own,
+            best_own=best_own,
+            best_round=range(number + 1)[best["round"]],
+            best_val=board_state.evaluation(best["val"]),
+            seconds=float(manifest["seconds"]),
+        )
+
+
+def _like(initial: Arrays, tensors: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The tensors in their order, if names, shapes and dtypes are those of the initial ones."""
+    if sorted(names) != sorted(initial):
+        raise ValueError("its names are not those of what travels")
+    for name in {*initial, *tensors}:
+        expected, found = initial[name], tensors[name]
+        if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+            raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}")
+    return {name: tensors[name] for name in names}
 
 
 def _where(board: Scoreboard) -> str:

@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, FiniteFloat, StringConstraints
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -17,6 +19,42 @@ from fedkd import files
 
 Groups = Mapping[str, Mapping[Any, Tensor | npt.NDArray[Any]]]
 """Tensors or arrays by group, and by name in it."""
+
+
+_NAME = Annotated[str, StringConstraints(pattern=r"^(round|best)-[0-9]+\.safetensors$")]
+"""Of a file in the folder itself, and not elsewhere."""
+
+
+class _RowsTold(BaseModel, strict=True):
+    bytes: int
+    sha256: str
+
+
+class _Best(BaseModel, strict=True):
+    round: int
+    val: dict[str, Any]
+
+
+class _Manifest(BaseModel, strict=True):
+    rows: _RowsTold
+    files: dict[_NAME, str]
+    names: dict[str, list[str]]
+    best: _Best
+    seconds: FiniteFloat
+    where: str
+
+
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What is raised by reading what somebody made on purpose: hashes tell damage, not deceit."""
 
 
 class Unusable(Exception):
@@ -52,10 +90,7 @@ def read_tensors(path: Path, expected: str) -> dict[str, dict[str, Tensor]]:
 
 def read_checked(path: Path, expected: str, length: int | None = None) -> bytes:
     """The file, or so many bytes of it; Unusable if they have another hash."""
-    try:
-        data = path.read_bytes()[:length]
-    except OSError as error:
-        raise Unusable(f"{path.name} cannot be read: {error}") from None
+    data = _read(path)[:length]
     if hashlib.sha256(data).hexdigest() != expected:
         raise Unusable(f"{path.name} is cut short or damaged")
     return data
@@ -84,14 +119,36 @@ def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest; Unusable if it is not what was written."""
     try:
-        told = json.loads(path.read_bytes())
+        told = json.loads(_read(path))
         manifest: dict[str, Any] = told["manifest"]
         is_whole = told["sha256"] == _digest_of(manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise Unusable(f"{path.name} cannot be read: {error}") from None
-    if not is_whole:
+    if not is_whole or not isinstance(manifest, dict):
         raise Unusable(f"{path.name} is cut short or damaged")
     return manifest
+
+
+def check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Look whether it holds what a manifest of this format does, and names files beside it alone.
+
+    Raises:
+        Unusable: It does not; the text says where.
+    """
+    try:
+        _Manifest.model_validate(manifest)
+    except ValueError as error:
+        told = " ".join(str(error).split())[:200]
+        raise Unusable(f"{path.name} is not as it was written: {told}") from None
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():  # reading a pipe would not end
+        raise Unusable(f"{path.name} is missing, or no file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"{path.name} cannot be read: {error}") from None
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def run_federation(
         named = {name: t.numpy() for name, t in (sent or initial).items()}
         return replies.clients(round_number, named) if replies else frozenset()
 
-    begun = checkpoints.restore(board, observer, replied) if checkpoints else None
+    begun = checkpoints.restore(board, initial, observer, replied) if checkpoints else None
     tensors = begun.arrays if begun else initial
     if begun:
         strategy.load_state(begun.strategy)

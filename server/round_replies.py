@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from fedkd import files, wire
 from fedkd.checkpointing import CheckpointConfig
+from server.checkpoint_files import MALFORMED
 from strategies.arrays import HeldArray, HeldRecord, view
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 class _Stored(NamedTuple):
     arrays: Arrays
-    metrics: Mapping[str, Any]
+    metrics: MetricRecord
     sent: str
 
 
@@ -179,8 +180,7 @@ class RoundReplies:
             "names": list(arrays),
         }
         about["sha256"] = _checksum(arrays, about)
-        name = f"round-{self._round}-client-{number}.safetensors"
-        with files.replacing(self._folder / name) as part:
+        with files.replacing(self._folder / _name(self._round, number)) as part:
             save_file(arrays, part, {_KEY: json.dumps(about)})
 
     def _stored(self, round_number: int, sent: str) -> dict[int, _Stored]:
@@ -188,7 +188,7 @@ class RoundReplies:
         for path in self._files(round_number):
             try:
                 number, one = _read(path, round_number)
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            except MALFORMED as error:
                 logger.warning(
                     "%s cannot be used, its client is asked again: %s",
                     path,
@@ -209,7 +209,8 @@ class RoundReplies:
 
     def _files(self, round_number: int) -> list[Path]:
         pattern = f"round-{round_number}-client-*.safetensors"
-        return sorted(self._folder.glob(pattern))
+        # Reading a pipe would not end.
+        return sorted(path for path in self._folder.glob(pattern) if path.is_file())
 
 
 def digest(arrays: Arrays) -> str:
@@ -219,6 +220,10 @@ def digest(arrays: Arrays) -> str:
         total.update(f"{name} {values.dtype} {values.shape}\n".encode())
         total.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
+
+
+def _name(round_number: int, number: int) -> str:
+    return f"round-{round_number}-client-{number}.safetensors"
 
 
 def _checksum(arrays: Arrays, about: Mapping[str, Any]) -> str:
@@ -237,11 +242,12 @@ def _read(path: Path, round_number: int) -> tuple[int, _Stored]:
         arrays = {name: file.get_tensor(name) for name in about["names"]}
     if about["sha256"] != _checksum(arrays, about) or about["round"] != round_number:
         raise ValueError("it is damaged")
-    return about["partition_id"], _Stored(arrays, about["metrics"], about["sent"])
+    metrics, number = MetricRecord(about["metrics"]), about["partition_id"]
+    if metrics.get(wire.PARTITION_ID) != number or path.name != _name(round_number, number):
+        raise ValueError("it is another client's")
+    return number, _Stored(arrays, metrics, about["sent"])
 
 
 def _content(stored: _Stored) -> RecordDict:
     arrays = {name: HeldArray(values) for name, values in stored.arrays.items()}
-    return RecordDict(
-        {wire.ARRAYS: HeldRecord(arrays), wire.METRICS: MetricRecord(dict(stored.metrics))}
-    )
+    return RecordDict({wire.ARRAYS: HeldRecord(arrays), wire.METRICS: stored.metrics})

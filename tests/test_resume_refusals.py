@@ -1,6 +1,7 @@
 """Runs that cannot be resumed, damaged checkpoints, full disks, and the commands."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from filelock import FileLock
 
 from fedkd import files
 from fedkd.errors import ConfigError, DataError
-from server import Observer, results, resume, simulate
+from server import Observer, checkpoint_files, results, resume, simulate
 from server.cli import main
 from server.comparison import training
 from server.comparison.plan import plan
@@ -129,6 +130,71 @@ def test_with_all_checkpoints_damaged_the_run_is_refused_and_left_alone(path, ho
     assert "round-2.safetensors is cut short or damaged" in text
     assert f"start the run anew: fedkd run {path / 'config.toml'}" in text
     assert sorted(file.name for file in path.rglob("*")) == before
+
+
+def deep(_):
+    return '{"sha256": "", "manifest": ' + "[" * 100_000
+
+
+def elsewhere(told):
+    told["files"]["../../elsewhere.safetensors"] = "0" * 64
+
+
+MADE_UP = {
+    "a file elsewhere": elsewhere,
+    "deep": deep,
+    "a list for files": lambda told: told.update(files=[1]),
+    "no names": lambda told: told.pop("names"),
+    "a name that is none": lambda told: told["names"].update(arrays=["x"]),
+    "a tensor less": lambda told: told["names"]["arrays"].pop(),
+    "a text for seconds": lambda told: told.update(seconds="x"),
+    "scores of nothing": lambda told: told["best"].update(val={}),
+    "a text for a score": lambda told: told["best"]["val"].update(mcc="x"),
+    "a best round to come": lambda told: told["best"].update(round=9),
+}
+
+
+@pytest.mark.parametrize("name", MADE_UP)
+def test_a_manifest_that_was_made_up_with_its_hash_is_refused_in_a_line(path, name, hospitals):
+    for file in (path / "checkpoint").glob("round-*.json"):
+        told = json.loads(file.read_bytes())["manifest"]
+        text = MADE_UP[name](told)
+        if isinstance(text, str):
+            file.write_text(text)
+        else:
+            checkpoint_files.write_manifest(file, told)
+    assert "no checkpoint in" in refusal(path, **hospitals)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        [[], [], []],
+        [1, 2, 3],
+        [[{"round": "1"}, {"round": 2}], [], []],
+        [[{"round": 1}, {"round": 2}], [{"round": 1, "partition_id": "../x"}], []],
+        [[{"round": 1}, {"round": 2}], [], [{"reason": 1}]],
+    ],
+)
+def test_rows_that_were_made_up_with_their_hash_are_refused_in_a_line(path, line, hospitals):
+    data = json.dumps(line).encode() + b"\n"
+    (path / "checkpoint" / "rows.jsonl").write_bytes(data)
+    for file in (path / "checkpoint").glob("round-*.json"):
+        told = json.loads(file.read_bytes())["manifest"]
+        told["rows"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        checkpoint_files.write_manifest(file, told)
+    assert "no checkpoint in" in refusal(path, **hospitals)
+
+
+@pytest.mark.parametrize(
+    "name", ["round-2.json", "round-2.safetensors", "clients/1/round-2.safetensors"]
+)
+def test_a_pipe_in_a_checkpoint_is_not_read(path, name, hospitals):
+    (path / "checkpoint" / name).unlink()
+    os.mkfifo(path / "checkpoint" / name)
+    # The checkpoint before is spoilt as well, so that nothing is trained here.
+    (path / "checkpoint" / "round-1.safetensors").unlink()
+    assert "no checkpoint in" in refusal(path, **hospitals)
 
 
 def test_rows_that_are_damaged_in_their_good_part_spoil_all_checkpoints(path, hospitals):

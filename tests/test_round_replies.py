@@ -198,6 +198,34 @@ def test_a_damaged_file_is_ignored_with_a_line(tmp_path, caplog, position):
     assert line.startswith(f"{path} cannot be used, its client is asked again: ")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"partition_id": "1"},
+        {"partition_id": 2},
+        {"metrics": [1]},
+        {"metrics": {"partition-id": 2}},
+        {"metrics": {"partition-id": 1, "x": {"y": 1}}},
+        {"names": 3},
+        [],
+        "[" * 100_000,
+    ],
+)
+def test_what_was_made_up_with_its_checksum_is_ignored_with_a_line(tmp_path, caplog, change):
+    path = keep(tmp_path)
+    about = written(path)
+    with round_replies.safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in about["names"]}
+    text = change if isinstance(change, str) else json.dumps(change)
+    if isinstance(change, dict):
+        about |= change
+        text = json.dumps({**about, "sha256": round_replies._checksum(arrays, about)})
+    round_replies.save_file(arrays, path, {"reply": text})
+    assert RoundReplies(tmp_path, CheckpointConfig()).begin(1, {1: message()}) == {}
+    (line,) = caplog.messages
+    assert line.startswith(f"{path} cannot be used, its client is asked again: ")
+
+
 def test_replies_are_written_when_it_is_time(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(round_replies.time, "monotonic", lambda: clock[0])

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from clients import snapshot, state_folder
 from clients.app import ContextMemory, make_app
@@ -29,6 +31,19 @@ EVERYTHING = {
     "strategy": {"exchange": "without_batchnorm", "fraction_train": 0.7},
     "evaluation": {"personalised": True},
 }
+
+
+@pytest.mark.parametrize("layout", ["[]", "x", '{"a": {"b": "cpu"}}', '{"a": [1]}', "[" * 100_000])
+def test_a_layout_that_was_made_up_is_no_state(tmp_path, layout, caplog):
+    save(tmp_path, 0, 1, state_of(1))
+    path = tmp_path / "0" / "round-1.safetensors"
+    with safe_open(path, framework="pt") as file:
+        words = {**file.metadata(), "layout": layout, "sha256": ""}
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, words)
+    assert check(tmp_path, 1, [0]) == [0]
+    assert load(tmp_path, 0) == {}
+    assert "cannot be read" in caplog.text
 
 
 def state_of(number):
