@@ -18,13 +18,11 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from torch import Tensor
 
 from clients import state_folder
 from clients.node import State
 from fedkd.checkpointing import CheckpointConfig
 from fedkd.errors import ConfigError
-from fedkd.metrics import Evaluation
 from server import board_state
 from server.checkpoint_files import (
     MALFORMED,
@@ -33,12 +31,11 @@ from server.checkpoint_files import (
     check_manifest,
     manifest_path,
     manifest_paths,
-    read_checked,
     read_manifest,
-    read_tensors,
     write_manifest,
     write_tensors,
 )
+from server.checkpoint_reading import ARRAYS, BEST, BEST_OWN, OWN, ROWS, STRATEGY, ReadCheckpoint
 from server.evaluation import Arrays
 from server.run_lock import hold
 from server.scoreboard import Observer, Scoreboard, student_arrays
@@ -48,8 +45,6 @@ FORMAT = 1
 FOLDER = "checkpoint"
 STATES = "clients"
 REPLIES = "replies"
-ROWS = "rows.jsonl"
-_ARRAYS, _STRATEGY, _OWN, _BEST, _BEST_OWN = "arrays", "strategy", "own", "best", "best-own"
 
 logger = logging.getLogger(__name__)
 
@@ -228,11 +223,11 @@ class Checkpoints:
     ) -> None:
         rows = self._rows.append(self.folder / ROWS, board)
         named, best = f"round-{number}.safetensors", f"best-{board.best_round}.safetensors"
-        tensors: Groups = {_ARRAYS: arrays, _STRATEGY: strategy, _OWN: board.own}
+        tensors: Groups = {ARRAYS: arrays, STRATEGY: strategy, OWN: board.own}
         described = {named: write_tensors(self.folder / named, tensors)}
         before = self._manifests[max(self._manifests)]["files"] if self._manifests else {}
         described[best] = before.get(best) or write_tensors(
-            self.folder / best, {_BEST: board.best_arrays, _BEST_OWN: board.best_own}
+            self.folder / best, {BEST: board.best_arrays, BEST_OWN: board.best_own}
         )
         manifest = {
             **self._identity,
@@ -240,7 +235,7 @@ class Checkpoints:
             "rows": rows.described(),
             "files": described,
             # Their order, which safetensors does not keep: distances and momenta go by position.
-            "names": {_ARRAYS: list(arrays), _BEST: list(board.best_arrays)},
+            "names": {ARRAYS: list(arrays), BEST: list(board.best_arrays)},
             "best": {"round": board.best_round, "val": board_state.plain(board.best_val)},
             "seconds": board.seconds,
             "where": _where(board),
@@ -303,7 +298,7 @@ class Checkpoints:
     ) -> Checkpoint:
         """All files of a checkpoint, checked before the board is changed."""
         try:
-            read = _Read.of(self.folder, number, manifest, initial)
+            read = ReadCheckpoint.of(self.folder, number, manifest, initial)
         except MALFORMED as error:
             told = " ".join(str(error).split())[:200]
             raise Unusable(f"what follows from round-{number}.json is damaged: {told}") from None
@@ -326,59 +321,6 @@ class Checkpoints:
         board.go_on(read.seconds)
         self._rows = read.rows.written
         return Checkpoint(number, read.arrays, read.strategy)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What a manifest and the files that it names hold."""
-
-    rows: board_state.ReadRows
-    arrays: dict[str, Tensor]
-    best: dict[str, Tensor]
-    strategy: dict[str, npt.NDArray[Any]]
-    own: dict[int, npt.NDArray[Any]]
-    best_own: dict[int, npt.NDArray[Any]]
-    best_round: int
-    best_val: Evaluation
-    seconds: float
-
-    @classmethod
-    def of(cls, folder: Path, number: int, manifest: Mapping[str, Any], initial: Arrays) -> "_Read":
-        """Read them; any of MALFORMED if they are not what was written."""
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, expected in manifest["files"].items():
-            groups |= read_tensors(folder / name, expected)
-        told, best = manifest["rows"], manifest["best"]
-        rows = board_state.Rows.read(read_checked(folder / ROWS, told["sha256"], told["bytes"]))
-        rounds = [row["round"] for row in rows.rounds]
-        if len(rounds) != number or rounds != list(range(1, number + 1)):
-            raise ValueError(f"{ROWS} has other rounds")
-        own, best_own = (
-            {int(client): t.numpy() for client, t in groups.get(group, {}).items()}
-            for group in (_OWN, _BEST_OWN)
-        )
-        return cls(
-            rows=rows,
-            arrays=_like(initial, groups.get(_ARRAYS, {}), manifest["names"][_ARRAYS]),
-            best=_like(student_arrays(initial), groups.get(_BEST, {}), manifest["names"][_BEST]),
-            strategy={name: t.numpy() for name, t in groups.get(_STRATEGY, {}).items()},
-            own=own,
-            best_own=best_own,
-            best_round=range(number + 1)[best["round"]],
-            best_val=board_state.evaluation(best["val"]),
-            seconds=float(manifest["seconds"]),
-        )
-
-
-def _like(initial: Arrays, tensors: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """The tensors in their order, if names, shapes and dtypes are those of the initial ones."""
-    if sorted(names) != sorted(initial):
-        raise ValueError("its names are not those of what travels")
-    for name in {*initial, *tensors}:
-        expected, found = initial[name], tensors[name]
-        if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-            raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}")
-    return {name: tensors[name] for name in names}
 
 
 def _where(board: Scoreboard) -> str:

@@ -1,4 +1,5 @@
 import builtins
+import os
 
 import numpy as np
 import pytest
@@ -127,6 +128,12 @@ def test_nothing_is_downloaded_unasked(root):
         f"bloodmnist_64.npz is not in data.root {root}; get it with `fedkd data fetch medmnist "
         "flag=bloodmnist size=64`, or change data.root"
     )
+
+
+def test_a_pipe_is_not_read(root):
+    root.mkdir(exist_ok=True)
+    os.mkfifo(root / "bloodmnist_64.npz")
+    assert "is a pipe or a device, no file" in error(root, flag="bloodmnist", size=64)
 
 
 def test_downloads_are_the_packages_addresses_and_check_sums():

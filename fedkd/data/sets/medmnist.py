@@ -28,6 +28,7 @@ from fedkd.data.cache import load_or_build
 from fedkd.data.card import DataCard, Download
 from fedkd.data.images import SPLITS, LabelledImages, Splits
 from fedkd.errors import DataError, DependencyError
+from fedkd.files import is_special
 
 FLAGS = (
     "pathmnist",
@@ -134,6 +135,8 @@ def load(config: MedMnistConfig, cache_dir: Path | None = None) -> Splits:
             f"{file.name} is not in data.root {file.parent}; get it with `{fetch}`, or change "
             "data.root"
         ) from None
+    if is_special(file):
+        raise DataError(f"{file} is a pipe or a device, no file; get the file with `{fetch}`")
     key = f"{config.flag} {config.size} {stat.st_size} {stat.st_mtime_ns} {entry['label']}"
 
     def build() -> Splits:
