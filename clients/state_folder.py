@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -148,30 +148,34 @@ def forget_after(folder: Path, round_number: int, but: Collection[int] = ()) -> 
             part.unlink(missing_ok=True)
 
 
-def check(folder: Path, round_number: int, partition_ids: Iterable[int]) -> list[int]:
-    """Partition ids, of those given, whose latest file up to a round is damaged or missing.
+def latest(folder: Path, round_number: int) -> dict[int, int]:
+    """By partition id, the round of each client's latest file up to a round."""
+    found = {
+        int(client.name): [number for number, _ in _files(client) if number <= round_number]
+        for client in _clients(folder)
+    }
+    return {client: max(found[client]) for client in sorted(found) if found[client]}
+
+
+def check(folder: Path, trained: Mapping[int, int]) -> list[int]:
+    """Partition ids, of those given, whose file of the round is damaged or missing.
 
     Reads all of them, and says so when that takes long.
 
     Args:
         folder: Of all clients.
-        round_number: Of the checkpoint.
-        partition_ids: Clients that have trained by then.
+        trained: By partition id, the round.
     """
     wanting = []
-    ids, told = list(partition_ids), time.monotonic()
-    for place, partition_id in enumerate(ids):
-        found = [one for one in _files(folder / str(partition_id)) if one[0] <= round_number]
+    told = time.monotonic()
+    for place, (partition_id, number) in enumerate(trained.items()):
         try:
-            if not found:
-                raise FileNotFoundError("no file")
-            number, path = found[-1]
-            _read(path, partition_id, number)
+            _read(_path(folder, partition_id, number), partition_id, number)
         except UNREADABLE:
             wanting.append(partition_id)
         if time.monotonic() - told > _SILENCE_S:
             told = time.monotonic()
-            logger.info("reading what clients remember: %d of %d ...", place + 1, len(ids))
+            logger.info("reading what clients remember: %d of %d ...", place + 1, len(trained))
     return wanting
 
 

@@ -37,6 +37,7 @@ from server.checkpoint_files import (
 )
 from server.checkpoint_reading import ARRAYS, BEST, BEST_OWN, OWN, ROWS, STRATEGY, ReadCheckpoint
 from server.evaluation import Arrays
+from server.opened_run import open_run
 from server.run_lock import hold
 from server.scoreboard import Observer, Scoreboard, student_arrays
 
@@ -67,7 +68,8 @@ class Checkpoint:
 class Checkpoints:
     """Writes the checkpoints of a run, and gives back the latest whole one.
 
-    As a context manager it holds the run: no other process can go on with it.
+    As a context manager it holds the run: no other process can go on with it. They are all removed
+    when the block ends well: the run has finished.
 
     Args:
         run: The run directory.
@@ -102,10 +104,14 @@ class Checkpoints:
         """Hold the run.
 
         Raises:
-            ConfigError: Another process does, or the folder cannot be written.
+            ConfigError: Another process does, or has finished it; or the folder cannot be written.
         """
         self._lock = hold(self._run, self.folder)
         if self.resumes:
+            if open_run(self._run).summary.get("status") == "finished":
+                self._remove()
+                self._lock.release()
+                raise ConfigError(f"{self._run} was finished by another process meanwhile")
             # Of writes that were cut short; what they would have replaced is there still.
             for part in self._run.rglob(".*.part*"):
                 part.unlink(missing_ok=True)
@@ -118,6 +124,8 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         """Let go of the run."""
+        if error is None:
+            self._remove()
         if self._lock is not None:
             self._lock.release()
 
@@ -198,15 +206,14 @@ class Checkpoints:
             self._prune()
         except (OSError, SafetensorError) as error:
             logger.warning(
-                "no checkpoint after round %d, the one before stays; it is tried again after the "
-                "next round: %s", round_number, error,
+                "no checkpoint after round %d, the one before stays; it is tried again when the "
+                "next one is due: %s", round_number, error,
             )  # fmt: skip
             self._notes.setdefault("checkpoints_missed", []).append(round_number)
             return False
         return True
 
-    def remove(self) -> None:
-        """Remove them all: the run has finished."""
+    def _remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
             logger.warning("%s cannot be removed; nothing needs it any more", self.folder)
@@ -234,6 +241,7 @@ class Checkpoints:
             "round": number,
             "rows": rows.described(),
             "files": described,
+            "clients": self._trained(number, board),
             # Their order, which safetensors does not keep: distances and momenta go by position.
             "names": {ARRAYS: list(arrays), BEST: list(board.best_arrays)},
             "best": {"round": board.best_round, "val": board_state.plain(board.best_val)},
@@ -243,6 +251,18 @@ class Checkpoints:
         write_manifest(manifest_path(self.folder, number), manifest)
         self._rows = rows
         self._manifests[number] = manifest
+
+    def _trained(self, number: int, board: Scoreboard) -> dict[int, int]:
+        """By client, the round of the file that it goes on from.
+
+        That of its last row, so that no earlier file stands in for one that could not be written;
+        or a later one: a client also remembers rounds that were aggregated without its reply.
+        """
+        trained = state_folder.latest(self.states, number)
+        for row in board.clients:
+            client = int(row["partition_id"])
+            trained[client] = max(trained.get(client, 0), row["round"])
+        return trained
 
     def _prune(self) -> None:
         """Remove what the latest checkpoints do not need, manifests first."""
@@ -299,18 +319,12 @@ class Checkpoints:
         """All files of a checkpoint, checked before the board is changed."""
         try:
             read = ReadCheckpoint.of(self.folder, number, manifest, initial)
+            trained = {int(client): int(last) for client, last in manifest["clients"].items()}
         except MALFORMED as error:
             told = " ".join(str(error).split())[:200]
             raise Unusable(f"what follows from round-{number}.json is damaged: {told}") from None
-        # An earlier file must not stand in for the one that is missing.
-        last = {row["partition_id"]: row["round"] for row in read.rows.clients}
-        lost = set(state_folder.check(self.states, number, sorted(last))) | {
-            client
-            for client, trained in last.items()
-            if not (self.states / str(client) / f"round-{trained}.safetensors").is_file()
-        }
-        if lost:
-            raise Unusable(f"what clients {sorted(lost)} remember is missing or damaged")
+        if lost := state_folder.check(self.states, trained):
+            raise Unusable(f"what clients {lost} remember is missing or damaged")
         if (now := _where(board)) != (then := manifest["where"]):
             logger.warning("the run was on %s, and goes on on %s: the last bits may differ",
                            then, now)  # fmt: skip

@@ -39,6 +39,7 @@ class _Manifest(BaseModel, strict=True):
     rows: _RowsTold
     files: dict[_NAME, str]
     names: dict[str, list[str]]
+    clients: dict[str, int]
     best: _Best
     seconds: FiniteFloat
     where: str

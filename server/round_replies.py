@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from clients import state_folder
 from fedkd import files, wire
 from fedkd.checkpointing import CheckpointConfig
 from server.checkpoint_files import MALFORMED
@@ -51,11 +52,14 @@ class RoundReplies:
         folder: For the files, ``round-<r>-client-<n>.safetensors``; made when it is needed.
         config: How often checkpoints are made, at least once, and how often replies are written
             within a round.
+        states: Of what clients remember, see :mod:`clients.state_folder`: a reply serves only with
+            what its client remembered then.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, states: Path | None = None) -> None:
         assert config.every, "a run without checkpoints is not resumed"
         self._folder = folder
+        self._states = states
         self._config = config
         self._round = 0
         self._began = False
@@ -195,10 +199,16 @@ class RoundReplies:
                     " ".join(str(error).split()) or type(error).__name__,
                 )
                 continue
-            if one.sent == sent:
-                found[number] = one
-            else:
+            if one.sent != sent:
                 logger.warning("%s answers another student; its client is asked again", path)
+            elif self._states and state_folder.check(self._states, {number: round_number}):
+                logger.warning(
+                    "%s cannot be used, its client is asked again: what it remembered then is "
+                    "missing or damaged",
+                    path,
+                )
+            else:
+                found[number] = one
         return found
 
     def _sent_digest(self) -> str:

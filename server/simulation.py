@@ -179,7 +179,7 @@ def run(
             folders = Folders(results.path / PROMPTS, results.path / STUDENTS, states)
         replies = None
         if checkpoints and recipe.checkpoint.every and not centralized:
-            kept = RoundReplies(checkpoints.replies, recipe.checkpoint)
+            kept = RoundReplies(checkpoints.replies, recipe.checkpoint, checkpoints.states)
             replies = stack.enter_context(kept)
 
         def progress(*step: Any) -> None:
@@ -197,8 +197,6 @@ def run(
             board, arrays = _run_federated(experiment, clients, observer, checkpoints, replies)
         summary = results.finish(board, arrays) if results else summarise(board, arrays, mode)
         observer.run_ended(board, summary)
-        if checkpoints:
-            checkpoints.remove()
     return Simulation(
         rounds=pd.DataFrame(board.rounds),
         clients=pd.DataFrame(board.clients),

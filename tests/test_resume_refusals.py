@@ -23,6 +23,8 @@ from server import Observer, checkpoint_files, results, resume, simulate
 from server.cli import main
 from server.comparison import training
 from server.comparison.plan import plan
+from server.interrupted_run import open_interrupted
+from server.simulation import run
 from tests.test_comparison_runner import Quiet
 from tests.test_comparison_runner import recipe as small_recipe
 from tests.test_resume import outcome
@@ -150,6 +152,7 @@ MADE_UP = {
     "a text for seconds": lambda told: told.update(seconds="x"),
     "scores of nothing": lambda told: told["best"].update(val={}),
     "a text for a score": lambda told: told["best"]["val"].update(mcc="x"),
+    "a client elsewhere": lambda told: told["clients"].update({"../1": 2}),
     "a best round to come": lambda told: told["best"].update(round=9),
 }
 
@@ -293,6 +296,54 @@ def test_interrupted_twice_seconds_add_up_and_the_numbers_stay(
     assert outcome(path) == expected
 
 
+def test_kept_rounds_of_clients_that_have_trained_leave_checkpoints_whole(
+    make_recipe, hospitals, tmp_path
+):
+    # Client 0 drops out in round 3: what the others reply is not used, but remembered. No student
+    # after the first is better, so that nothing needs what clients remembered after round 2.
+    trouble = {"failures": {"policy": "continue", "max_fraction": 0.3}, "faults": {"dropout": 0.2},
+               "training": {"learning_rate": 1e-12}, "checkpoint": {"keep": 1}}  # fmt: skip
+    recipe = make_recipe(**{**CHEAP, **trouble, "num_rounds": 4, "seed": 65})
+    whole = simulate(recipe, **hospitals, output=tmp_path / "whole")
+    assert whole.board.kept_rounds == [3]
+    assert whole.board.best_round == 1
+    with pytest.raises(KeyboardInterrupt):
+        simulate(recipe, **hospitals, output=tmp_path / "cut", observers=[Stop(4)])
+    (path,) = (tmp_path / "cut").glob("run/*")
+    again = Path(shutil.copytree(path, tmp_path / "again"))
+    resumed = resume(path, **hospitals)
+    assert resumed.summary["resumed_after"] == [3]
+    assert outcome(path) == outcome(whole.path)
+    assert (path / "failures.csv").read_text() == (whole.path / "failures.csv").read_text()
+    # No row tells of the file that is gone here; an earlier one does not stand in for it.
+    (again / "checkpoint/clients/1/round-3.safetensors").unlink()
+    assert "what clients [1] remember is missing or damaged" in refusal(again, **hospitals)
+
+
+def test_an_interrupt_while_checkpoints_are_removed_leaves_a_finished_run(
+    make_recipe, hospitals, tmp_path, monkeypatch
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make_recipe(**{**CHEAP, "num_rounds": 1}), **hospitals, output=tmp_path)
+    (path,) = tmp_path.glob("run/*")
+    assert json.loads((path / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_left_alone(path, hospitals):
+    waiting = open_interrupted(path)
+    experiment = waiting.experiment(**hospitals)
+    resume(path, **hospitals)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="was finished by another process meanwhile"):
+        run(experiment, interrupted=waiting)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert not (path / "checkpoint").exists()
+
+
 def no_room(monkeypatch, refused):
     """Writes of files with these beginnings fail as on a full disk."""
     replacing = files.replacing
@@ -354,19 +405,30 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def test_the_commands_go_on_say_from_where_and_never_touch_another_run(
-    tmp_path, monkeypatch, capsys
-):
-    config = tmp_path / "small.toml"
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory):
+    """A command without its output, and the run directory that it made."""
+    folder = tmp_path_factory.mktemp("with spaces")
+    config = folder / "small.toml"
     config.write_text('name = "small"\n')
-    command = ["run", str(config), *COMMAND, f"output={tmp_path}"]
-    assert main(command) == 0
-    (whole,) = tmp_path.glob("small/*")
+    command = ["run", str(config), *COMMAND]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "plot_curves", lambda *_: None)
+        assert main([*command, f"output={folder}"]) == 0
+    (whole,) = folder.glob("small/*")
+    return command, whole
+
+
+def test_the_commands_go_on_say_from_where_and_never_touch_another_run(
+    commanded, monkeypatch, capsys
+):
+    command, whole = commanded
+    command = [*command, f"output={whole.parent.parent}"]
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     with monkeypatch.context() as patch:
         no_room(patch, ("best-", "predictions_test"))
         assert main(command) == 2
-    cut = max(tmp_path.glob("small/*"), key=lambda p: (len(p.name), p.name))
+    cut = max(whole.parent.iterdir(), key=lambda p: (len(p.name), p.name))
     capsys.readouterr()
     assert main(["run", str(cut)]) == 2
     assert f"go on with it: fedkd resume {cut}" in capsys.readouterr().err
@@ -404,26 +466,22 @@ def test_an_interrupted_cell_of_a_comparison_goes_on_in_its_directory(tmp_path):
 PROGRAM = "import sys; from server.cli import main; sys.exit(main())"
 
 
-def test_a_process_killed_by_the_system_is_resumed_to_the_same_bits(tmp_path):
-    config = tmp_path / "small.toml"
-    config.write_text('name = "small"\n')
-    command = ["run", str(config), *COMMAND, "num_rounds=4"]
+def test_a_process_killed_by_the_system_is_resumed_to_the_same_bits(commanded, tmp_path):
+    command, whole = commanded
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command, f"output={tmp_path / 'cut'}"],
+        [sys.executable, "-c", PROGRAM, *command, f"output={tmp_path}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         ends = time.monotonic() + 120
-        while not list((tmp_path / "cut").glob("small/*/checkpoint/round-1.json")):
+        while not list(tmp_path.glob("small/*/checkpoint/round-1.json")):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < ends
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    (cut,) = (tmp_path / "cut").glob("small/*")
+    (cut,) = tmp_path.glob("small/*")
     assert json.loads((cut / "summary.json").read_text())["status"] == "running"
     assert main(["resume", str(cut)]) == 0
-    assert main([*command, f"output={tmp_path / 'whole'}"]) == 0
-    (whole,) = (tmp_path / "whole").glob("small/*")
     assert outcome(cut) == outcome(whole)

@@ -11,16 +11,15 @@ from torch import tensor
 
 from fedkd.checkpointing import CheckpointConfig
 from fedkd.errors import ClientFailure
-from server import round_replies, simulation
+from server import resume, round_replies, simulate, simulation
 from server.engines import messages as flower
 from server.round_replies import RoundReplies, digest
 from server.scoreboard import Observer
 from strategies.arrays import hold
 
-# A client remembers nothing, so that what is tested here is all that a resumed run needs.
-FORGETFUL = {
+SMALL = {
     "objective": {"name": "supervised"},
-    "training": {"optimizer": "sgd", "keep_optimizer_state": False, "momentum": 0.0},
+    "training": {"keep_optimizer_state": True},
     # Class scores and predictions: metrics that are lists of floats.
     "strategy": {"name": "mas"},
     "evaluation": {"personalised": True},
@@ -42,18 +41,6 @@ class Stop(Observer):
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def resumed(monkeypatch):
-    """A function that lets the next run find the replies of another one."""
-
-    def use(folder):
-        monkeypatch.setattr(
-            simulation, "RoundReplies", lambda _, config: RoundReplies(folder, config)
-        )
-
-    return use
-
-
 def replies_of(output):
     (run,) = (output / "run").iterdir()
     return run / "checkpoint" / "replies"
@@ -65,26 +52,56 @@ def rows(result):
 
 @pytest.mark.parametrize("policy", ["continue", "retry"])
 def test_a_run_that_goes_on_asks_only_who_had_not_replied_and_ends_with_the_same_bits(
-    run, resumed, tmp_path, policy
+    make_recipe, hospitals, tmp_path, policy
 ):
-    changes = {**FORGETFUL, "failures": {"policy": policy}}
-    whole = run(**changes)
-    with pytest.raises(KeyboardInterrupt):
-        run(output=tmp_path / "first", observers=[Stop(2)], **changes)
-    folder = replies_of(tmp_path / "first")
-    names = [f"round-1-client-{number}.safetensors" for number in (0, 1)]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    resumed(folder)
+    recipe = make_recipe(**{**SMALL, "failures": {"policy": policy}})
+    whole = simulate(recipe, **hospitals)
+    path, names = interrupted(recipe, hospitals, tmp_path)
+    seconds = written(replies_of(tmp_path) / names[0])["metrics"]["seconds"]
     watch = Stop()
-    engine = {"num_workers": 2, "num_threads": 1} if policy == "retry" else {}
-    result = run(output=tmp_path / "second", observers=[watch], engine=engine, **changes)
+    threads = ["engine.num_workers=2"] if policy == "retry" else []
+    result = resume(path, **hospitals, overrides=threads, observers=[watch])
     assert {client for number, client in watch.asked if number == 1} == {2}
     assert {client for number, client in watch.asked if number == 2} == {0, 1, 2}
+    assert_same(result, whole)
+    assert result.clients["seconds"][0] == seconds
+
+
+@pytest.mark.parametrize("data", [None, b""])
+def test_a_reply_does_not_serve_without_what_its_client_remembered(
+    make_recipe, hospitals, tmp_path, caplog, data
+):
+    recipe = make_recipe(**SMALL)
+    whole = simulate(recipe, **hospitals)
+    path, names = interrupted(recipe, hospitals, tmp_path)
+    state = path / "checkpoint/clients/1/round-1.safetensors"
+    state.unlink()
+    if data is not None:  # as a client leaves it that has no room for more
+        state.write_bytes(data)
+    watch = Stop()
+    result = resume(path, **hospitals, observers=[watch])
+    assert (
+        f"{names[1]} cannot be used, its client is asked again: what it remembered" in caplog.text
+    )
+    assert {client for number, client in watch.asked if number == 1} == {1, 2}
+    assert_same(result, whole)
+
+
+def interrupted(recipe, hospitals, tmp_path):
+    """A run directory whose round 1 has replies of two clients, and the names of their files."""
+    with pytest.raises(KeyboardInterrupt):
+        simulate(recipe, **hospitals, output=tmp_path, observers=[Stop(2)])
+    folder = replies_of(tmp_path)
+    names = [f"round-1-client-{number}.safetensors" for number in (0, 1)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    return folder.parent.parent, names
+
+
+def assert_same(result, whole):
     assert result.summary["student_sha256"] == whole.summary["student_sha256"]
     assert result.summary["test"] == whole.summary["test"]
     for mine, theirs in zip(rows(result), rows(whole), strict=True):
         pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
-    assert result.clients["seconds"][0] == written(folder / names[0])["metrics"]["seconds"]
 
 
 def written(path):
@@ -105,7 +122,7 @@ def test_an_error_that_ends_the_run_leaves_the_replies_too(run, tmp_path, monkey
 
     monkeypatch.setattr(simulation.Clients.node, "func", breaking)
     with pytest.raises(ClientFailure, match="ZeroDivisionError"):
-        run(output=tmp_path, **FORGETFUL)
+        run(output=tmp_path, **SMALL)
     assert [path.name for path in replies_of(tmp_path).iterdir()] == [
         "round-1-client-0.safetensors"
     ]
