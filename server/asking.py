@@ -81,8 +81,10 @@ class Asker:
             self._end(failed)
             return answers
         accepted = []
-        for answer in answers:
-            number = self._strategy.partition_ids[answer.metadata.src_node_id]
+        numbers = self._strategy.partition_ids
+        # Stored ones came first: failures are noted in the order of an uninterrupted run.
+        for answer in sorted(answers, key=lambda one: numbers[one.metadata.src_node_id]):
+            number = numbers[answer.metadata.src_node_id]
             try:
                 self._strategy.check(answer)
             except UpdateRefused as error:

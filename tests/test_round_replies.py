@@ -87,6 +87,16 @@ def test_a_reply_does_not_serve_without_what_its_client_remembered(
     assert_same(result, whole)
 
 
+def test_refused_replies_are_noted_in_the_same_order(make_recipe, hospitals, tmp_path):
+    refusing = {"policy": "continue", "max_update_norm": 1e-9}
+    recipe = make_recipe(**{**SMALL, "failures": refusing, "num_rounds": 1})
+    whole = simulate(recipe, **hospitals)
+    assert len(whole.board.failures) == 3
+    path, names = interrupted(recipe, hospitals, tmp_path)
+    (replies_of(tmp_path) / names[0]).unlink()
+    assert resume(path, **hospitals).board.failures == whole.board.failures
+
+
 def interrupted(recipe, hospitals, tmp_path):
     """A run directory whose round 1 has replies of two clients, and the names of their files."""
     with pytest.raises(KeyboardInterrupt):
