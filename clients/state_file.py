@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,7 +66,7 @@ def read_state(path: Path) -> State:
     Raises:
         OSError, safetensors.SafetensorError: It cannot be read, or is not what was written.
     """
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         words = _words(file.metadata(), path)
         # Copies: what is read lies in a mapped file, which would stay as long as any tensor of it.
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
@@ -85,13 +86,19 @@ def read_state(path: Path) -> State:
         raise SafetensorError(f"{path} is damaged: its layout is {error}") from None
 
 
+def _opened(path: Path) -> Any:
+    if files.is_special(path):  # reading a pipe would not end
+        raise OSError(f"{path} is no file")
+    return safe_open(path, framework="pt")
+
+
 def read_notes(path: Path) -> dict[str, int | float | str]:
     """The notes, without the tensors; whether these are whole is not known yet.
 
     Raises:
         OSError, safetensors.SafetensorError: They cannot be read.
     """
-    with safe_open(path, framework="pt") as file:
+    with _opened(path) as file:
         words = _words(file.metadata(), path)
     try:
         notes: dict[str, int | float | str] = json.loads(words[_NOTES])

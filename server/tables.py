@@ -238,6 +238,8 @@ def print_facts(console: Console, title: str, facts: Mapping[str, Any]) -> None:
     """
     console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")  # a path that is cut is none
     inner = {}
     for key, value in facts.items():
         if isinstance(value, Mapping) or _is_rows(value):

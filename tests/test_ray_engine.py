@@ -12,9 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
+from clients.state_file import read_state
+from clients.state_folder import STATES
 from fedkd.errors import ClientFailure, ConfigError
 from fedkd.models import states
 from server import simulate
+from server.checkpoint import Checkpoints
 from server.engines import ray as engine
 from server.engines import ray_grid
 from server.engines.clients import Clients
@@ -267,3 +270,20 @@ def test_simulated_trouble_is_the_same_on_ray(cluster, run):
     assert there.rounds["num_failed"].tolist() == here.rounds["num_failed"].tolist()
     columns = ["round", "client", "weight", "work", "delay"]
     assert there.clients[columns].equals(here.clients[columns])
+
+
+def test_ray_workers_write_the_states_of_the_engine_inprocess(cluster, run, tmp_path, monkeypatch):
+    # As a run leaves them that is interrupted at its very end.
+    monkeypatch.setattr(Checkpoints, "_remove", lambda _: None)
+    runs = [
+        run(**FOPRO, output=tmp_path / name, engine=on(name, num_workers=1))
+        for name in ("inprocess", "ray")
+    ]
+    here, there = (sorted((one.path / STATES).rglob("*.safetensors")) for one in runs)
+    assert [path.name for path in there] == [path.name for path in here]
+    assert len(here) == 6
+    for one, other in zip(here, there, strict=True):
+        first, second = read_state(one), read_state(other)
+        assert {part: states.sha256(tensors) for part, tensors in first.items()} == {
+            part: states.sha256(tensors) for part, tensors in second.items()
+        }

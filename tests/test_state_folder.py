@@ -2,9 +2,7 @@
 
 import errno
 import logging
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from clients.node import Folders, Node
 from clients.process_memory import ProcessMemory
 from clients.state_file import UNREADABLE, read_state
 from clients.state_folder import (
-    STATES,
     check,
     forget_after,
     keep,
@@ -30,7 +27,6 @@ from clients.state_folder import (
 )
 from fedkd import wire
 from fedkd.models import states
-from server.checkpoint import Checkpoints
 from server.engines import messages as flower
 from tests.test_process_memory import ODD, assert_same
 
@@ -52,7 +48,7 @@ def test_a_layout_that_was_made_up_is_no_state(tmp_path, layout, caplog):
         words = {**file.metadata(), "layout": layout, "sha256": ""}
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     save_file(tensors, path, words)
-    assert check(tmp_path, 1, [0]) == [0]
+    assert check(tmp_path, {0: 1}) == [0]
     assert load(tmp_path, 0) == {}
     assert "cannot be read" in caplog.text
 
@@ -286,23 +282,3 @@ def test_a_snapshot_goes_when_the_state_of_its_round_is_saved(ask, tmp_path):
     place.write_bytes(b"of a training that was interrupted")
     ask(1)
     assert [path.name for path in place.parent.iterdir()] == ["round-1.safetensors"]
-
-
-@pytest.mark.ray
-def test_ray_workers_write_the_files_of_the_engine_inprocess(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    # As a run leaves them that is interrupted at its very end.
-    monkeypatch.setattr(Checkpoints, "_remove", lambda _: None)
-    config = {**EVERYTHING, "num_rounds": 2}
-    here = run(**config, output=Path("here"), engine={"num_threads": 1})
-    engine = {"name": "ray", "num_threads": 1, "num_workers": 2}
-    there = run(**config, output=Path("there"), engine=engine)
-    assert there.summary["student_sha256"] == here.summary["student_sha256"]
-    found, expected = (rounds_in(one.path / STATES) for one in (there, here))
-    assert found == expected
-    assert sum(map(len, found.values())) == 4
-    for client, numbers in found.items():
-        for number in numbers:
-            name = f"{STATES}/{client}/round-{number}.safetensors"
-            assert_same(read_state(there.path / name), read_state(here.path / name))
-    assert os.getcwd() == str(tmp_path)
