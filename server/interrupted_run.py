@@ -55,7 +55,7 @@ class InterruptedRun(OpenedRun):
                 f"{self.path} was not given its own {' and '.join(more).replace('_', ' ')} when it "
                 "began; leave it out"
             )
-        if (torch := self.summary["versions"]["torch"]) != version("torch"):
+        if (torch := self.summary.get("versions", {}).get("torch")) != version("torch"):
             logger.warning(
                 "%s was begun with torch %s, and this is %s: the last bits may differ",
                 self.path, torch, version("torch"),
@@ -139,11 +139,11 @@ def unfinished_run(recipe: Recipe, mode: str, output: Path) -> Path | None:
         match = re.fullmatch(rf"(\d+-\d+)-{short}(?:-(\d+))?", path.parent.name)
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            key = summary["mode"], summary["config_hash"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
-        is_it = (summary.get("mode"), summary.get("config_hash")) == wanted
         goes_on = summary.get("status") != "finished" and (path.parent / FOLDER).is_dir()
-        if match and is_it and goes_on:
+        if match and key == wanted and goes_on:
             found[match[1], int(match[2] or 1)] = path.parent
     return found[max(found)] if found else None
 
@@ -159,6 +159,6 @@ def _check_changes_no_number(text: str) -> None:
         return
     where = ", ".join(f"engine.{name}" for name in sorted(WHERE))
     raise ConfigError(
-        f"override {text!r} may change what the run computes; `fedkd resume` takes {where}, "
+        f"override {text!r} is refused: `fedkd resume` takes what changes no number, {where}, "
         "checkpoint.* and tracking; for anything else start a new run: fedkd run CONFIG"
     )

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from fedkd.experiment import Experiment
+from server.checkpoint import FOLDER
 from server.scoreboard import Observer
 
 
@@ -39,7 +40,7 @@ class Whereabouts(Observer):
 
     def run_started(self, experiment: Experiment, path: Path | None) -> None:
         """Remember the run directory, if it can be resumed."""
-        self._run = path if experiment.recipe.checkpoint.every else None
+        self._run = path if path and (path / FOLDER).is_dir() else None
 
     def round_started(self, round_number: int) -> None:
         """Remember the round."""

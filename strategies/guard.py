@@ -186,7 +186,8 @@ class Limits:
         if self.max_update_norm is not None and math.hypot(*norms) > self.max_update_norm:
             raise UpdateRefused(
                 f"client {number} sent an update of norm {math.hypot(*norms):.4g}; "
-                f"failures.max_update_norm is {self.max_update_norm:g}"
+                f"failures.max_update_norm is {self.max_update_norm:g}: raise it, or lower "
+                "training.learning_rate"
             )
         return checked
 

@@ -187,7 +187,8 @@ def test_values_apart_in_memory_are_looked_at_one_by_one():
 def test_an_update_beyond_the_norm_is_refused_and_one_at_it_is_taken():
     """Client 1 moves w from 0 to 2 in each of 3 entries: sqrt(12) = 3.4641."""
     assert refusal(lambda reply: None, max_update_norm=3.464) == (
-        "client 1 sent an update of norm 3.464; failures.max_update_norm is 3.464"
+        "client 1 sent an update of norm 3.464; failures.max_update_norm is 3.464: raise it, "
+        "or lower training.learning_rate"
     )
     made = federation(max_update_norm=3.4642)
     assert made.round()["w"] == pytest.approx([(3 * 1 + 4 * 2) / 7] * 3)

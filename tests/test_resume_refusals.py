@@ -272,7 +272,7 @@ def test_a_run_that_still_runs_is_refused_with_its_process(path, hospitals):
 @pytest.mark.parametrize("text", ["seed=1", "num_rounds=5", "engine.num_threads=3", "engine=1"])
 def test_what_may_change_a_number_cannot_be_overridden(path, hospitals, text):
     told = refusal(path, **hospitals, overrides=[text])
-    assert f"override {text!r} may change what the run computes" in told
+    assert f"override {text!r} is refused: `fedkd resume` takes what changes no number" in told
     assert "engine.name" in told
 
 

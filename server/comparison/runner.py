@@ -18,10 +18,11 @@ def finished_runs(folder: Path) -> dict[Key, Path]:
     for path in sorted(folder.glob("*/*/summary.json")):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            key = summary["config_hash"], summary["mode"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
         if summary.get("status") == "finished":
-            found.setdefault((summary["config_hash"], summary["mode"]), path.parent)
+            found.setdefault(key, path.parent)
     return found
 
 
