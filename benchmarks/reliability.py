@@ -2,6 +2,7 @@
 
     python benchmarks/reliability.py kill [--moments 50] [--engine inprocess] [--seed 0]
     python benchmarks/reliability.py soak [--rounds 500] [--clients 50]
+    python benchmarks/reliability.py all
 
 ``kill`` trains two tiny recipes to the end: FoPro-KD (Fourier prompts, Adam) with momentum on the
 server, and MOON (Adam) with Adam on the server. Then it starts each anew, kills it with SIGKILL at
@@ -14,6 +15,10 @@ are killed are started again, and no moment is counted.
 ``soak`` runs many rounds of many small clients in this process and prints resident memory and open
 files; it exits with 1 if memory has grown by more than 3 % between the rounds 20 to 40 and the
 last 20, or if there are more open files.
+
+``all`` is the proof of docs/reliability.md in full, some two hours on two cores: both of these, on
+the engines inprocess and ray, then ``fuzz.py`` and ``byzantine.py`` beside this file. It goes on
+after a failure and exits with 1 if there was any.
 """
 
 import argparse
@@ -214,6 +219,18 @@ def soak(options: argparse.Namespace) -> int:
     return int(late > 1.03 * early or files[1] > files[0])
 
 
+def everything(options: argparse.Namespace) -> int:
+    """Run all parts one after the other; returns the number of those that failed."""
+    failed = 0
+    for part in ("reliability.py kill", "reliability.py kill --engine ray", "reliability.py soak",
+                 "fuzz.py", "byzantine.py"):  # fmt: skip
+        print(f"\n{part}", flush=True)
+        name, *arguments = part.split()
+        script = Path(__file__).with_name(name)
+        failed += subprocess.run([sys.executable, str(script), *arguments]).returncode != 0
+    return failed
+
+
 def main() -> None:
     """Print what was found."""
     parser = argparse.ArgumentParser(
@@ -231,6 +248,7 @@ def main() -> None:
     other.add_argument("--rounds", type=int, default=500)
     other.add_argument("--clients", type=int, default=50)
     other.set_defaults(call=soak)
+    commands.add_parser("all").set_defaults(call=everything)
     options = parser.parse_args()
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the "

@@ -36,8 +36,8 @@ def test_a_page_begins_with_the_clients_that_are_missing(run, failing, tmp_path)
     failing({(1, 1): [broken()], (2, 1): [broken()], (3, 0): [broken()]})
     path = run(**PLAIN, **CONTINUE, num_rounds=4, output=tmp_path).path
     sentence = (
-        f"Clients failed: {path.name} (seed 0) went on without them in 3 of 4 rounds; 3 students "
-        "are missing, of south, north. failures.csv in the run directory says why."
+        f"Clients failed: {path.name} (seed 0) went on without them in 3 of 4 rounds; students "
+        "missing: 3, of south, north. failures.csv in the run directory says why."
     )
     assert alarms_of(path) == {sentence}
     summary = json.loads((path / "summary.json").read_text())

@@ -53,8 +53,8 @@ def alarms(group: Group) -> list[Alarm]:
             found.append(
                 Alarm(
                     f"Clients failed: {record.path.name} (seed {record.seed}) went on without them "
-                    f"in {(missing > 0).sum()} of {len(missing)} rounds; {missing.sum()} students "
-                    f"are missing, of {names}. failures.csv in the run directory says why."
+                    f"in {(missing > 0).sum()} of {len(missing)} rounds; students missing: "
+                    f"{missing.sum()}, of {names}. failures.csv in the run directory says why."
                 )
             )
     if group.doubled:
