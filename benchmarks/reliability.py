@@ -2,6 +2,7 @@
 
     python benchmarks/reliability.py kill [--moments 50] [--engine inprocess] [--seed 0]
     python benchmarks/reliability.py soak [--rounds 500] [--clients 50]
+    python benchmarks/reliability.py cost [--student resnet18] [--size 64] [--images 96] [--pairs 2]
     python benchmarks/reliability.py all
 
 ``kill`` trains two tiny recipes to the end: FoPro-KD (Fourier prompts, Adam) with momentum on the
@@ -15,6 +16,9 @@ are killed are started again, and no moment is counted.
 ``soak`` runs many rounds of many small clients in this process and prints resident memory and open
 files; it exits with 1 if memory has grown by more than 3 % between the rounds 20 to 40 and the
 last 20, or if there are more open files.
+
+``cost`` runs pairs with and without checkpoints, six clients with Adam on random images, and prints
+the median time of a round of each, from one told round to the next.
 
 ``all`` is the proof of docs/reliability.md in full, some two hours on two cores: both of these, on
 the engines inprocess and ray, then ``fuzz.py`` and ``byzantine.py`` beside this file. It goes on
@@ -36,10 +40,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from overhead import make_experiment
 
 from fedkd import config, seeding
 from fedkd.recipe import Recipe
 from server.scoreboard import Observer
+from server.simulation import run as run_experiment
 from server.simulation import simulate
 
 FEDKD = (sys.executable, "-c", "import sys; from server.cli import main; sys.exit(main())")
@@ -219,6 +225,38 @@ def soak(options: argparse.Namespace) -> int:
     return int(late > 1.03 * early or files[1] > files[0])
 
 
+class Clock(Observer):
+    """Notes when rounds are told, which is before their checkpoint is written."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def round_finished(self, board: object) -> None:
+        """The tables are written."""
+        self.times.append(time.perf_counter())
+
+
+def cost(options: argparse.Namespace) -> int:
+    """Compare rounds with and without checkpoints; returns 0."""
+    ratios = []
+    for pair in range(options.pairs):
+        seconds: dict[int, float] = {}
+        for every in (0, 1) if pair % 2 == 0 else (1, 0):
+            changes = {
+                "engine": {"num_threads": 1, "device": "cpu"},
+                "checkpoint": {"every": every},
+            }
+            shape = (options.images, options.student, options.size, options.rounds)
+            experiment, clock = make_experiment(6, *shape, changes), Clock()
+            with tempfile.TemporaryDirectory(dir=options.folder) as output:
+                run_experiment(experiment, output=output, observers=[clock])
+            seconds[every] = float(np.median(np.diff(clock.times)))
+        ratios.append(seconds[1] / seconds[0])
+        print(f"a round without {seconds[0]:.2f} s, with {seconds[1]:.2f} s: {ratios[-1]:.2f}")
+    print(f"median of {options.pairs} pairs: {statistics.median(ratios):.2f}")
+    return 0
+
+
 def everything(options: argparse.Namespace) -> int:
     """Run all parts one after the other; returns the number of those that failed."""
     failed = 0
@@ -248,6 +286,14 @@ def main() -> None:
     other.add_argument("--rounds", type=int, default=500)
     other.add_argument("--clients", type=int, default=50)
     other.set_defaults(call=soak)
+    third = commands.add_parser("cost")
+    third.add_argument("--student", default="resnet18")
+    third.add_argument("--size", type=int, default=64, help="side of the images in px")
+    third.add_argument("--images", type=int, default=96, help="training images of each client")
+    third.add_argument("--rounds", type=int, default=4)
+    third.add_argument("--pairs", type=int, default=2)
+    third.add_argument("--folder", help="where the run directories are made")
+    third.set_defaults(call=cost)
     commands.add_parser("all").set_defaults(call=everything)
     options = parser.parse_args()
     print(
