@@ -19,9 +19,6 @@ from clients.state_file import (
 
 logger = logging.getLogger(__name__)
 
-STATES = "checkpoint/clients"
-"""The folder in a run directory; in it one for each client, named by its partition id."""
-
 _FILE = re.compile(r"round-(\d+)\.safetensors", re.ASCII)
 _SILENCE_S = 10.0
 _told: set[Path] = set()

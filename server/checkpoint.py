@@ -134,7 +134,7 @@ class Checkpoints:
         board: Scoreboard,
         initial: Arrays,
         observer: Observer | None = None,
-        replied: Callable[[int, Arrays | None], Collection[int]] | None = None,
+        replied: Callable[[int, Arrays], Collection[int]] | None = None,
     ) -> Checkpoint | None:
         """The latest checkpoint that is whole; the board becomes what it was then.
 
@@ -145,8 +145,8 @@ class Checkpoints:
             board: Of this run, without any round yet.
             initial: What travels before the first round: its names, shapes and dtypes stay.
             observer: Told that the run goes on.
-            replied: Gives, for the first round that comes and the arrays that it begins with (None:
-                the initial ones), the clients whose replies are stored.
+            replied: Gives, for the first round that comes and the arrays that it begins with, the
+                clients whose replies are stored.
 
         Returns:
             None if the run begins: it is new, or was interrupted before any checkpoint.
@@ -161,7 +161,7 @@ class Checkpoints:
         for number, path in manifest_paths(self.folder).items():
             if number not in self._manifests and not path.is_dir():
                 path.unlink()
-        kept = replied(last + 1, found.arrays if found else None) if replied else ()
+        kept = replied(last + 1, found.arrays if found else initial) if replied else ()
         state_folder.forget_after(self.states, last, kept)
         done = "no round had been finished" if not last else f"after round {last}"
         what = "only what follows the last round is left" if self._is_last(board, last) else (

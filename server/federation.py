@@ -66,8 +66,8 @@ def run_federation(
     board = Scoreboard(experiment, predict if experiment.predicts_locally else None)
     asker = Asker(grid, strategy, experiment, board, observer, replies)
 
-    def replied(round_number: int, sent: Arrays | None) -> frozenset[int]:
-        named = {name: t.numpy() for name, t in (sent or initial).items()}
+    def replied(round_number: int, sent: Arrays) -> frozenset[int]:
+        named = {name: t.numpy() for name, t in sent.items()}
         return replies.clients(round_number, named) if replies else frozenset()
 
     begun = checkpoints.restore(board, initial, observer, replied) if checkpoints else None

@@ -28,8 +28,6 @@ from strategies.arrays import HeldArray, HeldRecord, view
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "replies"
-"""In the checkpoint folder of a run."""
 _KEY = "reply"
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -13,11 +13,10 @@ from flwr.app import ArrayRecord, ConfigRecord
 from clients.app import make_app
 from clients.process_memory import ProcessMemory
 from clients.state_file import read_state
-from clients.state_folder import STATES
 from fedkd.errors import ClientFailure, ConfigError
 from fedkd.models import states
 from server import simulate
-from server.checkpoint import Checkpoints
+from server.checkpoint import FOLDER, STATES, Checkpoints
 from server.engines import ray as engine
 from server.engines import ray_grid
 from server.engines.clients import Clients
@@ -279,7 +278,7 @@ def test_ray_workers_write_the_states_of_the_engine_inprocess(cluster, run, tmp_
         run(**FOPRO, output=tmp_path / name, engine=on(name, num_workers=1))
         for name in ("inprocess", "ray")
     ]
-    here, there = (sorted((one.path / STATES).rglob("*.safetensors")) for one in runs)
+    here, there = (sorted((one.path / FOLDER / STATES).rglob("*.safetensors")) for one in runs)
     assert [path.name for path in there] == [path.name for path in here]
     assert len(here) == 6
     for one, other in zip(here, there, strict=True):
